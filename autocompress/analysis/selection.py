@@ -6,6 +6,7 @@ after the selection.
 """
 
 import html
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -195,6 +196,7 @@ SLACK = 1e-9
 Quantities: TypeAlias = Mapping[str, float] | Mapping[str, str] | Mapping[str, float | str]
 _NO_BOUNDS: Quantities = MappingProxyType({})
 _CHEAPEST = "The cheapest candidate"
+_KEEP_TEACHER = "Keep the teacher, unless what is saved is worth this loss."
 _SPLITS = (("select_val", ""), ("search_val", "_search"))
 _SPLIT_NAMES = {"select_val": "selection split", "search_val": "search split"}
 
@@ -257,7 +259,8 @@ def select_candidate(
     teacher at ``info.confidence``, on the examples of both validation splits; if there is none, the candidate with the
     smallest certified loss. In a run without a confidence or without stored examples, it is the cheapest whose observed
     loss is at most ``info.max_drop`` on each validation split; if there is none, the cheapest within ``info.max_drop``
-    of the smallest loss; without a teacher score, the knee of the front. With limits it is the best in ``prefer``, by
+    of the smallest loss; without a teacher score, the knee of the front. Candidates that neither cost less than the
+    teacher nor score better are left out as long as there are others. With limits it is the best in ``prefer``, by
     default the first score if a cost is limited, and the first cost if only scores are limited. Ties go to the cheaper
     candidate, then to the first id. The limits of the run hold too, unless the same bound is given here. A candidate
     that is not better than the reference score (a constant model) is selected only by its id. Of a run with a target,
@@ -761,30 +764,52 @@ def find_row(table: pd.DataFrame, name: str) -> Row:
 
 def _select_default(rows: pd.DataFrame, info: RunInfo, knee: bool) -> tuple[Row, str]:
     objectives = info.objectives
-    cost, score = primary_objectives(objectives)
-    goal = info.teacher.score(score.name)
     drop = info.max_drop
-    if not knee and is_finite(goal) and is_finite(drop):
-        certified = None if info.confidence is None else select_certified(rows, info, drop, info.confidence)
-        if certified is not None:
-            return certified[0], _describe_certified(*certified, info)
-        near = _rows_within_drop(rows, _teacher_goals(info), drop, score)
-        within = f"within {format_difference(drop, score)} of the teacher's {label_column(score.name)}"
-        if len(_teacher_goals(info)) > 1 and f"{score.name}_search" in rows:
-            within += " on both validation splits"
-        if len(near):
-            chosen = best_of(near, cost, objectives)
-            return chosen, f"{_CHEAPEST} {within} {_compare_with_teacher(chosen, info)}."
-        losses = _worst_losses(rows, _teacher_goals(info), score)
-        chosen = best_of(rows[losses <= losses.min() + drop + SLACK], cost, objectives)
-        return chosen, (
-            f"No candidate is {within}: the best loses {format_difference(float(losses.min()), score)}, "
-            f"and this is the cheapest within {format_difference(drop, score)} of it "
-            f"{_compare_with_teacher(chosen, info)}."
-        )
+    if not knee and is_finite(info.teacher.score(primary_objectives(objectives)[1].name)) and is_finite(drop):
+        useful = rows[~_is_teacher_at_least_as_good(rows, info)]
+        if len(useful):
+            return _select_within_drop(useful, info, drop)
+        chosen, reason = _select_within_drop(rows, info, drop)
+        return chosen, f"{reason} Keep the teacher: no candidate costs less or scores better."
     name = find_knee(pareto_front(rows, objectives), objectives)
     reason = "The knee of the front: the point farthest from the line between the front's two ends."
     return find_row(rows, name), reason
+
+
+def _is_teacher_at_least_as_good(rows: pd.DataFrame, info: RunInfo) -> "pd.Series[bool]":
+    """Return for each row whether the teacher scores no worse and costs no more, in objectives and bytes.
+
+    A cost that is unknown of the teacher or of a row may be higher than the other's.
+    """
+    _, score = primary_objectives(info.objectives)
+    names = dict.fromkeys([*(record.name for record in info.objectives if record.kind == "cost"), "bytes"])
+    is_dominated = _worst_losses(rows, _teacher_goals(info), score) >= 0
+    for name in names:
+        if name in rows:
+            is_dominated &= numeric_column(rows, name) >= info.teacher.costs.get(name, math.nan)
+    return is_dominated
+
+
+def _select_within_drop(rows: pd.DataFrame, info: RunInfo, drop: float) -> tuple[Row, str]:
+    """Return the cheapest row that loses at most ``drop``, or the one nearest to it, and the reason."""
+    cost, score = primary_objectives(info.objectives)
+    certified = None if info.confidence is None else select_certified(rows, info, drop, info.confidence)
+    if certified is not None:
+        return certified[0], _describe_certified(*certified, info)
+    near = _rows_within_drop(rows, _teacher_goals(info), drop, score)
+    within = f"within {format_difference(drop, score)} of the teacher's {label_column(score.name)}"
+    if len(_teacher_goals(info)) > 1 and f"{score.name}_search" in rows:
+        within += " on both validation splits"
+    if len(near):
+        chosen = best_of(near, cost, info.objectives)
+        return chosen, f"{_CHEAPEST} {within} {_compare_with_teacher(chosen, info)}."
+    losses = _worst_losses(rows, _teacher_goals(info), score)
+    chosen = best_of(rows[losses <= losses.min() + drop + SLACK], cost, info.objectives)
+    return chosen, (
+        f"No candidate is {within}: the best loses {format_difference(float(losses.min()), score)}, "
+        f"and this is the cheapest within {format_difference(drop, score)} of it "
+        f"{_compare_with_teacher(chosen, info)}. {_KEEP_TEACHER}"
+    )
 
 
 def _describe_certified(chosen: Row, loss: PairedLoss, info: RunInfo) -> str:
@@ -800,7 +825,7 @@ def _describe_certified(chosen: Row, loss: PairedLoss, info: RunInfo) -> str:
         return f"{_CHEAPEST} {promise} {_compare_with_teacher(chosen, info)}."
     return (
         f"No candidate is {promise}: this one has the smallest certified loss, {format_difference(bound, score)} "
-        f"{_compare_with_teacher(chosen, info)}."
+        f"{_compare_with_teacher(chosen, info)}.{f' {_KEEP_TEACHER}' if loss.observed > drop + SLACK else ''}"
     )
 
 

@@ -885,7 +885,8 @@ def detect_validation_leak(store: RunStore, test: Mapping[str, float]) -> list[s
         return []
     return [
         f"the teacher's {name} is {before:.1%} on the validation split and {after:.1%} on the test split: it has "
-        "probably been trained on the validation data, so every candidate seems to lose more than it does"
+        "probably been trained on the validation data, so every candidate seems to lose more than it does; give data "
+        "that it has not seen as val, as in autocompress.Tensors(..., val=...)"
     ]
 
 

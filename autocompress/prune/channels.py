@@ -21,7 +21,7 @@ from autocompress.core.attention import disable_nested_tensors
 from autocompress.errors import CompressionError
 from autocompress.prune.calibration import flatten_outputs, format_error
 from autocompress.prune.channel_tracing import Args, ChannelTracer, Named, Trace, Value
-from autocompress.prune.importance import LayerSlice, swap_channel_axes
+from autocompress.prune.importance import LayerSlice, ParameterSlice, swap_channel_axes
 from autocompress.prune.layer_channels import (
     EMBEDDINGS,
     INPUTS,
@@ -38,23 +38,6 @@ PruningHistory = list[list[Any]]
 """What shrank, in the order of removal. ``[layer name, whether output channels, [indices]]`` for a layer,
 ``[parameter name, axis, [indices]]`` for a parameter of another module, and ``[module name, attribute, number]`` for a
 number of heads that a module keeps."""
-
-
-@dataclass(frozen=True)
-class ParameterSlice:
-    """Channels of a parameter, such as a table of positions, that are coupled to the channels of a group.
-
-    Attributes:
-        name: Dotted name of the parameter.
-        axis: Axis of the channels.
-        indices: Channels of this parameter.
-        roots: Channel of the group that each of them belongs to.
-    """
-
-    name: str
-    axis: int
-    indices: Sequence[int]
-    roots: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -273,8 +256,10 @@ class ChannelGraph:
 
     def _list_count_options(self, group: ChannelGroup, width: int) -> Iterator[tuple[HeadCount, ...]]:
         """Yield numbers of heads and of channels, kept by the modules around the layers, to be reduced."""
+        # A parameter may belong to a linear layer of another library, whose owner keeps the numbers.
+        holders = [part.name.rpartition(".")[0] for part in group.parameters]
         parts = [*(part.name for part in group.slices if part.outputs), *(part.name for part in group.parameters)]
-        owners = dict.fromkeys(name.rpartition(".")[0] for name in parts)
+        owners = dict.fromkeys(name.rpartition(".")[0] for name in (*parts, *filter(None, holders)))
         heads, sizes = [], []
         for name in owners:
             for attribute, value in vars(self._modules[name]).items():

@@ -124,6 +124,23 @@ class LayerSlice:
     roots: Sequence[int]
 
 
+@dataclass(frozen=True)
+class ParameterSlice:
+    """Channels of a parameter, such as a table of positions, that are coupled to the channels of a group.
+
+    Attributes:
+        name: Dotted name of the parameter.
+        axis: Axis of the channels.
+        indices: Channels of this parameter.
+        roots: Channel of the group that each of them belongs to.
+    """
+
+    name: str
+    axis: int
+    indices: Sequence[int]
+    roots: Sequence[int]
+
+
 @torch.no_grad()
 def score_weight(weight: Tensor, description: str, criterion: Criterion, generator: torch.Generator) -> Tensor:
     """Return the scores of one weight, in its shape.
@@ -138,12 +155,23 @@ def score_weight(weight: Tensor, description: str, criterion: Criterion, generat
 
 
 def score_channels(
-    slices: Iterable[LayerSlice], channels: int, criterion: Criterion, generator: torch.Generator
+    slices: Iterable[LayerSlice],
+    channels: int,
+    criterion: Criterion,
+    generator: torch.Generator,
+    parameters: Iterable[tuple[ParameterSlice, Tensor]] = (),
 ) -> Tensor:
     """Return one score per channel, ``[channels]``, scaled to mean 1 so that groups of different sizes compare.
 
     Each layer that a channel runs through contributes the sum of its weights' scores in that channel (group
     importance, Fang 2023, arXiv:2301.12900).
+
+    Args:
+        slices: Channels of layers.
+        channels: Number of channels of the group.
+        criterion: Criterion of importance.
+        generator: Source of random scores.
+        parameters: Channels of parameters with their values, of at least two axes, which contribute in the same way.
 
     Raises:
         CompressionError: A weight is not finite.
@@ -157,6 +185,10 @@ def score_channels(
         scores = score_weight(weight, f"the weights of layer '{part.name}'", criterion, generator)
         sums = flatten_by_channel(part.layer, scores, part.outputs).double().sum(1).cpu()
         totals.index_add_(0, torch.tensor(part.roots), sums[list(part.indices)])
+    for piece, weight in parameters:
+        scores = score_weight(weight, f"the weights '{piece.name}'", criterion, generator)
+        sums = scores.movedim(piece.axis, 0).flatten(1).double().sum(1).cpu()
+        totals.index_add_(0, torch.tensor(piece.roots), sums[list(piece.indices)])
     mean = totals.mean()
     # A group of zeros has no scale; its scores stay zero.
     return totals / mean if mean > 0 else totals

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import gcd
 from typing import ClassVar
 
 import torch
@@ -142,8 +143,13 @@ def select_uniformly(groups: Sequence[ScoredGroup], ratio: float) -> list[list[i
 
 def _choose_removals(groups: Sequence[ScoredGroup], selected: Sequence[list[int]], multiple: int) -> list[Removal]:
     """Return the groups with the channels to remove, rounded so that each group keeps a multiple."""
-    rounded = [round_to_multiple(scored, indices, multiple) for scored, indices in zip(groups, selected, strict=True)]
-    return [(scored.group, indices) for scored, indices in zip(groups, rounded, strict=True) if indices]
+    removals = []
+    for scored, indices in zip(groups, selected, strict=True):
+        # A channel of a group may be several of a layer, as a head is: heads of size 16 always make a multiple of 4.
+        step = multiple // gcd(multiple, scored.group.width // scored.group.channels)
+        if rounded := round_to_multiple(scored, indices, step):
+            removals.append((scored.group, rounded))
+    return removals
 
 
 def _remove_safely(
@@ -233,8 +239,13 @@ def _score_groups(
         if criterion.gradients:
             stack.enter_context(calibration_gradients(model, context))
         for group in graph.groups:
-            if any(criterion.can_score(part.layer) for part in group.slices):
-                scores = score_channels(group.slices, group.channels, criterion, generator)
+            matrices = []
+            # The linear layers of another library are parameters here; they count where no layer does.
+            if nn.Linear in criterion.layers and not any(criterion.can_score(part.layer) for part in group.slices):
+                matrices = [(part, get_tensor(model, part.name)) for part in group.parameters]
+                matrices = [pair for pair in matrices if isinstance(pair[1], nn.Parameter) and pair[1].dim() > 1]
+            if matrices or any(criterion.can_score(part.layer) for part in group.slices):
+                scores = score_channels(group.slices, group.channels, criterion, generator, matrices)
                 scored_groups.append(ScoredGroup(group, scores, removed_channels.get(group.name, 0)))
             else:
                 graph.unprunable[group.name] = f"the criterion {criterion_name} scores none of its layers"
@@ -258,11 +269,11 @@ def _test_inputs(context: Context) -> tuple[Tensor, ...]:
 def _layer_widths(model: nn.Module, pruned: nn.Module, history: PruningHistory) -> dict[str, list[int]]:
     """Return the number of outputs ``[before, after]`` of each layer that lost some.
 
-    The projections of torch's attention are a parameter, ``[outputs, inputs]``.
+    The projections of torch's attention, and linear layers of other libraries, are parameters, ``[outputs, inputs]``.
     """
     widths = {}
     for name, outputs, _ in history:
-        if name.endswith("proj_weight") and outputs is not False and outputs == 0:
+        if name.endswith("weight") and outputs is not False and outputs == 0:
             widths[name] = [get_tensor(source, name).shape[0] for source in (model, pruned)]
         if outputs is not True:
             continue

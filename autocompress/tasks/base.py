@@ -53,7 +53,8 @@ def complete_splits(
     """Return five splits: the given parts, such as ``test``, and the others taken out of ``train``.
 
     Args:
-        parts: Split name to examples: ``train``, which is stratified by its first head, and optionally other splits.
+        parts: Part to examples: ``train``, which is stratified by its first head, and optionally other splits, or
+            ``val``, which is halved into both validation splits.
         seed: Seed of the splits.
         names: Names of the classes, for messages.
         strata: Group of each example of ``train``, ``[N]``; by default the classes of the first head.
@@ -63,7 +64,7 @@ def complete_splits(
     """
     train = parts["train"]
     strata = next(iter(train.targets.values())) if strata is None else strata
-    return _take_rows(parts, _divide_part(parts, seed, strata, names))
+    return _take_rows(parts, _divide_part(parts, seed, strata, names), seed)
 
 
 def split_randomly(parts: Mapping[str, Split], seed: int) -> Splits:
@@ -72,13 +73,13 @@ def split_randomly(parts: Mapping[str, Split], seed: int) -> Splits:
     Examples with groups or times are divided by them.
 
     Args:
-        parts: Split name to examples: ``train``, and optionally other splits.
+        parts: Part to examples: ``train``, and optionally other splits, or ``val`` for both validation splits.
         seed: Seed of the splits.
 
     Raises:
         UsageError: There are too few examples.
     """
-    return _take_rows(parts, _divide_part(parts, seed, None))
+    return _take_rows(parts, _divide_part(parts, seed, None), seed)
 
 
 def locate_test_rows(
@@ -111,9 +112,16 @@ def _divide_part(
     return draw_rows(len(train), seed, shares) if strata is None else stratify_rows(strata, seed, shares, names)
 
 
-def _take_rows(parts: Mapping[str, Split], rows: Mapping[str, Rows]) -> Splits:
-    new_parts = {name: parts["train"].take(torch.from_numpy(index)) for name, index in rows.items()}
-    return Splits(**{**new_parts, **{name: part for name, part in parts.items() if name != "train"}})
+def _take_rows(parts: Mapping[str, Split], rows: Mapping[str, Rows], seed: int) -> Splits:
+    splits = {name: part for name, part in parts.items() if name not in ("train", "val")}
+    splits |= {name: parts["train"].take(torch.from_numpy(index)) for name, index in rows.items()}
+    if (val := parts.get("val")) is not None:
+        shares = {"select_val": 0.5}
+        halves = divide_by_keys(val.keys, seed, shares) or draw_rows(len(val), seed, shares)
+        # Functions that divide call the remainder "train"; by time, the examples of the search come first.
+        splits["search_val"] = val.take(torch.from_numpy(halves["train"]))
+        splits["select_val"] = val.take(torch.from_numpy(halves["select_val"]))
+    return Splits(**splits)
 
 
 def stratify_rows(

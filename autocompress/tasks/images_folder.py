@@ -18,7 +18,7 @@ from autocompress.tasks.base import Supervised, describe_imbalance, stratify_row
 from autocompress.tasks.image_decoding import DecodedImages, Tones, decode_parts, survey_images
 from autocompress.tasks.image_sources import Dataset, ImageParts, SelectedImages, open_image_path, read_image_datasets
 from autocompress.tasks.image_split import ImageSplit, Normalization, draw_view
-from autocompress.tasks.split_rows import VALIDATION, choose_shares
+from autocompress.tasks.split_rows import choose_shares
 
 
 @TASKS.register("images")
@@ -215,7 +215,7 @@ class Images(Supervised):
     def _split_rows(self, parts: Mapping[str, DecodedImages], seed: int) -> dict[str, tuple[DecodedImages, Tensor]]:
         """Return the decoded images of each split and the numbers of those that belong to it."""
         rows: dict[str, tuple[DecodedImages, Tensor]] = {}
-        fractions = choose_shares(len(parts["train"].rows), [*parts, *(VALIDATION if "val" in parts else ())])
+        fractions = choose_shares(len(parts["train"].rows), list(parts))
         if "test" in parts:
             rows["test"] = parts["test"], parts["test"].rows
         # stratify_rows calls the remainder "train"; here it is the half for the search.

@@ -66,6 +66,7 @@ class PretrainedClassifier:
         data: object,
         *,
         test: object = None,
+        val: object = None,
         text: str = "text",
         label: str = "label",
         length: int | None = None,
@@ -78,6 +79,8 @@ class PretrainedClassifier:
             data: Pair ``(texts, labels)``, or a ``.csv`` or ``.tsv`` file. Labels are names of the model's classes, or
                 their numbers; for other kinds of heads, arrays as :class:`~autocompress.Tensors` takes them.
             test: Test split in one of these forms; by default it is taken out of ``data``.
+            val: Texts of both validation splits in one of these forms, which the classifier was not trained on; by
+                default they are taken out of ``data``.
             text: Column of the texts in a file.
             label: Column of the labels in a file.
             length: Number of tokens of a text; by default the smallest that truncates at most 5% of the texts.
@@ -87,7 +90,7 @@ class PretrainedClassifier:
         Raises:
             UsageError: A file or a label cannot be used, or the length is out of bounds.
         """
-        parts = {"train": data} | ({} if test is None else {"test": test})
+        parts = {part: value for part, value in (("train", data), ("val", val), ("test", test)) if value is not None}
         columns = (text, label)
         read = {part: self._read_part(part, value, columns) for part, value in parts.items()}
         return PretrainedTexts(self, read, length, groups=groups, times=times)
@@ -132,7 +135,7 @@ class PretrainedTexts(Tensors):
 
     Args:
         classifier: The classifier.
-        parts: ``train``, and ``test`` if there is one, to texts and targets.
+        parts: ``train``, and ``val`` and ``test`` if they are given, to texts and targets.
         length: Number of tokens of a text; None for the smallest that truncates at most 5% of the training texts.
         groups: Group of each text, see :class:`~autocompress.Tensors`.
         times: Time of each text, see there.
@@ -163,10 +166,11 @@ class PretrainedTexts(Tensors):
         self.length = length
         self._truncated = sum(len(encoding.ids) > length for encoding in encodings["train"])
         self._takes_mask = MASK in inspect.signature(classifier.model.forward).parameters
-        train, test = (self._make_pair(parts, part) for part in ("train", "test"))
+        pairs = {part: self._make_pair(*pair) for part, pair in parts.items()}
         super().__init__(
-            train,
-            test,
+            pairs["train"],
+            pairs.get("test"),
+            val=pairs.get("val"),
             labels=() if classifier.kind == "regression" else classifier.classes[: self._count_classes(parts)],
             missing={IDS: classifier.padding},
             kinds=classifier.kind,
@@ -206,12 +210,7 @@ class PretrainedTexts(Tensors):
             return None
         return 1 + max(int(max(targets)) for _, targets in parts.values())
 
-    def _make_pair(
-        self, parts: Mapping[str, tuple[Sequence[str], Any]], part: str
-    ) -> tuple[dict[str, Tensor], Any] | None:
-        if part not in parts:
-            return None
-        texts, targets = parts[part]
+    def _make_pair(self, texts: Sequence[str], targets: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         tokens = _load_tokenizer(self._classifier, self.length).encode_batch(texts)
         inputs = {IDS: torch.tensor([encoding.ids for encoding in tokens])}
         if self._takes_mask:

@@ -7,6 +7,7 @@ data are larger: each aims at :data:`VALIDATION_AIM` examples. They take them fr
 :data:`TRAIN_RATIO` examples for each validation example, and from ``test``, which keeps :data:`LEAST_TEST` of the data.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ VALIDATION_AIM = 445
 TRAIN_RATIO = 1.6
 LEAST_TEST = 0.15
 VALIDATION = ("select_val", "search_val")
+# Parts that data may have already, in order of time, as messages name them.
+PARTS: Mapping[str, str] = MappingProxyType({"train": "training", "val": "validation", "test": "test"})
 # Order of the splits by time.
 TIME_ORDER = ("train", "calibration", "search_val", "select_val", "test")
 # Groups times classes of the table by which groups are divided; above it, only sizes of groups count.
@@ -45,7 +48,7 @@ def choose_shares(count: int, given: Sequence[str] = ()) -> dict[str, float]:
 
     Args:
         count: Number of examples.
-        given: Splits that the data has already, such as ``test``.
+        given: Parts that the data has already, such as ``test``; ``val`` is both validation splits.
 
     Example:
         >>> {name: round(share, 3) for name, share in choose_shares(1797).items()}
@@ -53,7 +56,8 @@ def choose_shares(count: int, given: Sequence[str] = ()) -> dict[str, float]:
         >>> choose_shares(10_000) == FRACTIONS
         True
     """
-    shares = {name: share for name, share in FRACTIONS.items() if name not in given}
+    held = {*given, *(VALIDATION if "val" in given else ())}
+    shares = {name: share for name, share in FRACTIONS.items() if name not in held}
     validation = [name for name in VALIDATION if name in shares]
     if not validation or not count:
         return shares
@@ -296,13 +300,15 @@ class KeyColumn:
             groups: Part to the group of each example, ``[N]``.
 
         Raises:
-            UsageError: The training and the test data share a group.
+            UsageError: Two parts share a group.
         """
-        if "test" in groups and (shared := np.intersect1d(groups["train"], groups["test"])).size:
-            raise UsageError(
-                f"{shared.size:,} of the groups of '{self.name}', such as '{shared[0]}', are in the training and in "
-                "the test data; leave their rows out of one of them, or leave the test data out"
-            )
+        for first, second in itertools.combinations([part for part in PARTS if part in groups], 2):
+            if (shared := np.intersect1d(groups[first], groups[second])).size:
+                raise UsageError(
+                    f"{shared.size:,} of the groups of '{self.name}', such as '{shared[0]}', are in the "
+                    f"{PARTS[first]} and in the {PARTS[second]} data; leave their rows out of one of them, or leave "
+                    f"the {PARTS[second]} data out"
+                )
         numbers = np.unique(np.concatenate(list(groups.values())), return_inverse=True)[1]
         keys, start = {}, 0
         for part, values in groups.items():
@@ -317,14 +323,15 @@ class KeyColumn:
             times: Part to the time of each example, ``[N]``.
 
         Raises:
-            UsageError: The test data begins before the training data ends.
+            UsageError: A part begins before an earlier one ends.
         """
-        if "test" in times and times["test"].min() <= times["train"].max():
-            early = int((times["test"] <= times["train"].max()).sum())
-            raise UsageError(
-                f"{early:,} test examples are no later than the last training example by '{self.name}'; leave them "
-                "out, or leave the test data out: the test split is then taken out of the latest training data"
-            )
+        for first, second in itertools.combinations([part for part in PARTS if part in times], 2):
+            if early := int((times[second] <= times[first].max()).sum()):
+                raise UsageError(
+                    f"{early:,} {PARTS[second]} examples are no later than the last {PARTS[first]} example by "
+                    f"'{self.name}'; leave them out, or leave the {PARTS[second]} data out: the {PARTS[second]} split "
+                    f"is then taken out of the latest {PARTS['train']} data"
+                )
         return {part: ExampleKeys(times=torch.from_numpy(values), column=self.name) for part, values in times.items()}
 
 

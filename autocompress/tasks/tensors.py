@@ -47,6 +47,8 @@ class Tensors(Supervised):
             Targets are class indices or class names ``[N]``, numbers, labels or classes of positions (see
             :mod:`autocompress.core.heads`), or a mapping of heads to them.
         test: Test split in one of these forms; by default it is taken out of ``train``.
+        val: Examples of both validation splits in one of these forms, for a teacher that has seen ``train``; by default
+            they are taken out of ``train``.
         labels: Names of the classes, or a mapping of heads to names.
         missing: Input name (or position) to the whole number that stands for padding.
         kinds: Kind of each head, ``classes``, ``binary``, ``multilabel``, ``dense``, ``tags`` or ``regression``, or a
@@ -56,7 +58,7 @@ class Tensors(Supervised):
             each example: a list, items of a data set, or a mapping of arrays.
         ignored: Class index of a missing label, such as 255 in masks; -100 by default. A missing number is NaN.
         groups: Group of each example of ``train``, ``[N]``, such as its patient: numbers or names. A group is never in
-            two splits. With ``test``, a mapping of ``train`` and ``test`` to groups checks that they share none.
+            two splits. A mapping of ``train``, ``val`` and ``test`` to groups checks that these parts share none.
         times: Time of each example, ``[N]``, instead of groups: numbers, dates as text or ``datetime64``. Training data
             is then earlier than validation data, and that is earlier than test data.
 
@@ -79,6 +81,7 @@ class Tensors(Supervised):
         train: object,
         test: object = None,
         *,
+        val: object = None,
         labels: Sequence[str] | Mapping[str, Sequence[str]] = (),
         missing: Mapping[str | int, int] | None = None,
         kinds: Kind | Mapping[str, Kind] | CustomHead = "classes",
@@ -99,14 +102,16 @@ class Tensors(Supervised):
         }
         self.labels: Mapping[str, Sequence[str]] = self._class_names
         self._read = {"train": self._read_part("train", train)}
-        if test is not None:
-            self._read["test"] = self._read_part("test", test)
+        self._read |= {
+            part: self._read_part(part, data) for part, data in (("val", val), ("test", test)) if data is not None
+        }
         for part, keys in read_keys(self._read, groups, times).items():
             self._read[part] = replace(self._read[part], keys=keys)
         train_split = self._read["train"]
         head_names = sorted(train_split.targets)
-        if "test" in self._read and sorted(self._read["test"].targets) != head_names:
-            raise UsageError(f"data 'test' has the heads {sorted(self._read['test'].targets)}, train has {head_names}")
+        for part, split in self._read.items():
+            if sorted(split.targets) != head_names:
+                raise UsageError(f"data '{part}' has the heads {sorted(split.targets)}, train has {head_names}")
         check_head_names({name: name for name in head_names})
         self._kinds: Kind | Mapping[str, Kind] = "auto" if isinstance(kinds, CustomHead) else kinds
         self._ignored = ignored
@@ -267,7 +272,7 @@ class Tensors(Supervised):
         tensors = [part.inputs[position] for part in self._read.values()]
         shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
         if len(shapes) > 1:
-            raise UsageError(f"input {position} has the shapes {sorted(shapes)} in train and test")
+            raise UsageError(f"input {position} has the shapes {sorted(shapes)} in {' and '.join(self._read)}")
         padding = missing.get(self.names[position] if self.names else position)
         # Whole numbers are indices into an embedding table of this size.
         vocabulary = 0 if tensors[0].is_floating_point() else max(int(tensor.max()) for tensor in tensors) + 1
@@ -327,12 +332,12 @@ def read_keys(parts: Mapping[str, Split], groups: object, times: object) -> dict
     """Return the groups or times of the examples of each part.
 
     Args:
-        parts: Part, ``train`` or ``test``, to its examples.
+        parts: Part, such as ``train``, to its examples.
         groups: Groups of the training examples, ``[N]``, or a mapping of parts to them; None if there are none.
         times: Times in the same form.
 
     Raises:
-        UsageError: Both are given, a length differs, or the training and test data share a group or overlap in time.
+        UsageError: Both are given, a length differs, or two parts share a group or overlap in time.
     """
     if groups is not None and times is not None:
         raise UsageError("give groups or times: a group that lasts over time would have to be in two splits")

@@ -107,6 +107,7 @@ def test_without_a_certified_candidate_the_smallest_bound_is_selected_and_said()
     picked = select_candidate(table, info)
     assert picked.id == "t0c1"
     assert "No candidate is certified to lose at most 0.2 points" in picked.reason
+    assert picked.reason.endswith("Keep the teacher, unless what is saved is worth this loss.")
     assert picked.certificate is not None
     assert not picked.certificate.is_promise_certified
     assert "No number of examples would certify it" in picked.certificate.describe(ACCURACY)

@@ -103,7 +103,8 @@ def test_if_all_lose_too_much_the_cheapest_that_is_about_as_near_as_any() -> Non
     assert found.id == "t0c0"
     assert found.reason == (
         "No candidate is within 0.1 points of the teacher's accuracy: the best loses 1.0 point, and this is the "
-        "cheapest within 0.1 points of it (97.0% against 98.0%), with 100x fewer effective FLOPs."
+        "cheapest within 0.1 points of it (97.0% against 98.0%), with 100x fewer effective FLOPs. "
+        "Keep the teacher, unless what is saved is worth this loss."
     )
     assert not found.binding
     # On another split another may be nearer: what counts is the split where a candidate loses most.
@@ -112,6 +113,30 @@ def test_if_all_lose_too_much_the_cheapest_that_is_about_as_near_as_any() -> Non
     other = select_candidate(searched, replace(info, teacher=teacher, max_drop=0.001))
     assert other.id == "t0c1"
     assert "on both validation splits: the best loses 2.0 points" in other.reason
+
+
+def test_a_candidate_that_saves_nothing_gives_way_to_one_that_does() -> None:
+    # The best one is as large as the teacher, and the next one has fewer bytes alone.
+    table, info = small(
+        accuracy=[0.868, 0.867, 0.3, 0.2], effective_flops=[1e8] * 4, bytes=[800.0, 200.0, 800.0, 800.0]
+    )
+    info = replace(info, teacher=replace(info.teacher, costs={"effective_flops": 1e8, "bytes": 800.0}))
+    found = select_candidate(table, info)
+    assert found.id == "t0c1"
+    assert found.reason.endswith("Keep the teacher, unless what is saved is worth this loss.")
+    # A better score is worth something too.
+    assert select_candidate(table.assign(accuracy=[0.99, 0.9, 0.3, 0.2]), info).id == "t0c0"
+    # What the teacher costs may be unknown.
+    unknown = replace(info, teacher=replace(info.teacher, costs={"effective_flops": 1e8}))
+    assert select_candidate(table, unknown).id == "t0c0"
+
+
+def test_where_nothing_is_saved_the_teacher_is_to_be_kept() -> None:
+    table, info = small(accuracy=[0.97, 0.96, 0.3, 0.2], effective_flops=[1e8] * 4, bytes=[800.0] * 4)
+    info = replace(info, teacher=replace(info.teacher, costs={"effective_flops": 1e8, "bytes": 800.0}))
+    found = select_candidate(table, info)
+    assert found.id == "t0c0"
+    assert found.reason.endswith("Keep the teacher: no candidate costs less or scores better.")
 
 
 def test_the_knee_on_request_and_without_a_teacher() -> None:

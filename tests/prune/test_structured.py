@@ -356,6 +356,56 @@ def test_layers_keep_a_multiple_of_what_is_asked(method, multiple):
     assert kept[-1] < kept[0] / 2
 
 
+class OwnLinear(nn.Module):
+    """A linear layer of another library, such as that of I-BERT."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(outputs, inputs)), nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+class OwnAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.head_size, self.all_head_size = 4, 4, 16
+        self.query, self.key, self.value, self.out = (OwnLinear(16, 16) for _ in range(4))
+
+    def forward(self, x):
+        shape = (*x.shape[:-1], self.num_heads, self.head_size)
+        query, key, value = (layer(x).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        mixed = (query @ key.transpose(-1, -2) / 2).softmax(-1) @ value
+        return x + self.out(mixed.transpose(1, 2).reshape(*x.shape[:-1], self.all_head_size))
+
+
+@pytest.mark.parametrize("criterion", ["l2", "taylor", "random"])
+def test_heads_and_channels_of_linear_layers_of_another_library_are_removed(criterion):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        OwnAttention(), OwnLinear(16, 24), nn.ReLU(), OwnLinear(24, 16), nn.Flatten(), OwnLinear(80, 10)
+    )
+    config = StructuredConfig(pruning_ratio=0.5, criterion=criterion)
+    pruned, state = PRUNE.get("structured").apply(model.eval(), config, labelled_context(shape=(5, 16)))
+    assert (pruned[0].num_heads, pruned[0].all_head_size, pruned[0].query.weight.shape) == (2, 8, (8, 16))
+    assert (pruned[1].weight.shape, pruned[3].weight.shape) == ((12, 16), (8, 12))
+    assert state.report["channels"]["0.query.weight"] == [16, 8]
+    # The least important channels go, as in a linear layer of torch.
+    norms = model[1].weight.square().sum(1) + model[3].weight.square().sum(0)
+    if criterion == "l2":
+        kept = norms.argsort(descending=True)[:12].sort().values
+        assert torch.equal(pruned[1].weight, model[1].weight[kept])
+
+
+def test_a_multiple_of_channels_does_not_hold_whole_heads():
+    model = nn.Sequential(nn.Linear(6, 16), nn.TransformerEncoderLayer(16, 4, 24, batch_first=True), nn.Linear(16, 3))
+    context = labelled_context(shape=(5, 6))
+    pruned, _ = PRUNE.get("structured").apply(model, StructuredConfig(pruning_ratio=0.5, round_to=4), context)
+    attention = pruned[1].self_attn
+    assert (attention.num_heads, pruned[1].linear1.out_features) == (2, 12)
+
+
 @settings(deadline=None)
 @given(st.integers(1, 40), st.data())
 def test_the_nearest_multiple_is_kept(channels, data):

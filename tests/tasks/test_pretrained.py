@@ -118,6 +118,8 @@ def test_texts_become_tokens_and_a_mask_and_names_become_classes(classifier: Pre
     ids, mask = split.train.inputs
     assert bool(((ids != 0) == (mask == 1)).all())
     assert "100% of the texts are longer than 6 tokens" in " ".join(data.notices)
+    held_out = classifier.encode((texts, labels), val=(texts[:20], labels[:20]), length=6).splits(0)
+    assert len(held_out.search_val) + len(held_out.select_val) <= 20
     with pytest.raises(UsageError, match=r"length is 40; .* takes texts of 1 to 24 tokens"):
         classifier.encode((texts, labels), length=40)
 

@@ -69,6 +69,33 @@ class TestForms:
         assert float(splits.test.inputs[0].min()) > 50
         assert sum(len(split) for _, split in splits.items()) == 110
 
+    @pytest.mark.parametrize("kinds", ["classes", "regression"])
+    def test_a_val_part_is_halved_into_the_validation_splits(self, kinds):
+        x, y = data()
+        targets = y if kinds == "classes" else x.sum(1)
+        task = Tensors((x, targets), (x[:10] + 200, targets[:10]), val=(x[:40] + 100, targets[:40]), kinds=kinds)
+        splits = task.splits(0)
+        assert {name: len(split) for name, split in splits.items()} == {
+            "train": 96,
+            "calibration": 4,
+            "search_val": 20,
+            "select_val": 20,
+            "test": 10,
+        }
+        halves = torch.cat([splits.search_val.inputs[0], splits.select_val.inputs[0]])
+        assert sorted(halves[:, 0].tolist()) == sorted((x[:40] + 100)[:, 0].tolist())
+
+    def test_a_val_part_is_halved_by_time(self):
+        x, y = data()
+        times = {"train": np.arange(100), "val": np.arange(100, 140)[::-1]}
+        splits = Tensors((x, y), (x[:10], y[:10]), val=(x[:40] + 100, y[:40]), times=times).splits(0)
+        assert splits.search_val.keys.times.tolist() == list(range(119, 99, -1))
+        assert splits.select_val.keys.times.tolist() == list(range(139, 119, -1))
+        with pytest.raises(UsageError, match="40 validation examples are no later than the last training example"):
+            Tensors((x, y), val=(x[:40], y[:40]), times={"train": np.arange(200, 300), "val": np.arange(40)})
+        with pytest.raises(UsageError, match=r"2 of the groups of 'groups', such as '0', are in .* validation data"):
+            Tensors((x, y), val=(x[:40], y[:40]), groups={"train": np.arange(100) % 9, "val": np.arange(40) % 2})
+
     def test_names_of_classes(self):
         assert Tensors(data(), labels=["cat", "dog"]).labels == {"label": ["cat", "dog"]}
 
