@@ -40,7 +40,8 @@ def test_the_picture_holds_every_front_point_as_a_dot(run: Run, front: pd.DataFr
     assert picture["clouds"]["front"].count("M") == len(front)
     assert picture["line"].count("H") == front["accuracy"].nunique() - 1
     texts = {mark["text"] for mark in picture["marks"]}
-    assert {f"pick {picked.id}", "teacher", *run.info.baselines.values()} <= texts
+    assert set(run.info.baselines.values()) == {"int8 only", "the student without distillation"}
+    assert {f"pick {picked.id}", "teacher", "int8 only", "without distillation"} <= texts
     left, top, right, bottom = picture["box"]
     for x, y in re.findall(r"M([\d.]+) ([\d.]+)h0", picture["clouds"]["dominated"]):
         assert left <= float(x) <= right
