@@ -1,10 +1,12 @@
 """Hostile artifacts, search spaces, stores and pages: `python -m benchmarks.fuzz`.
 
-Hypothesis changes a small valid artifact, search space or run folder: JSON entries are replaced, deleted or nested,
-bytes are flipped, and files become links, pipes, folders and sparse files. Checksums and seals are renewed, as someone
-who means harm would. Each changed input is read by every function that reads such inputs. Counted are programs that
-were started and objects that were unpickled (by an audit hook), writes outside of the folder, exceptions that are no
-message of autocompress, seconds and processor time of the longest case, and the peak memory of the process.
+Hypothesis changes a small valid artifact, search space or run folder (also a `preprocess.json` of each kind of raw
+input and prediction, with models that carry it, and the `cascade.json` and `warm_start.json` of a run): JSON entries
+are replaced, deleted or nested, bytes are flipped, and files become links, pipes, folders and sparse files. Checksums
+and seals are renewed, as someone who means harm would. Each changed input is read by every function that reads such
+inputs. Counted are programs that were started and objects that were unpickled (by an audit hook), writes outside of
+the folder, exceptions that are no message of autocompress, seconds and processor time of the longest case, and the
+peak memory of the process.
 """
 
 import argparse
