@@ -40,7 +40,7 @@ def test_the_picture_holds_every_front_point_as_a_dot(run: Run, front: pd.DataFr
     assert picture["clouds"]["front"].count("M") == len(front)
     assert picture["line"].count("H") == front["accuracy"].nunique() - 1
     texts = {mark["text"] for mark in picture["marks"]}
-    assert set(run.info.baselines.values()) == {"int8 only", "the student without distillation"}
+    assert "the student without distillation" in run.info.baselines.values()
     assert {f"pick {picked.id}", "teacher", "int8 only", "without distillation"} <= texts
     left, top, right, bottom = picture["box"]
     for x, y in re.findall(r"M([\d.]+) ([\d.]+)h0", picture["clouds"]["dominated"]):
