@@ -112,7 +112,7 @@ def _divide_part(
 
 
 def _take_rows(parts: Mapping[str, Split], rows: Mapping[str, Rows]) -> Splits:
-    new_parts = {name: parts["train"].take(torch.from_numpy(index)) for name, index in rows.items()}
+    new_parts = {name: parts["train"].select(torch.from_numpy(index)) for name, index in rows.items()}
     return Splits(**{**new_parts, **{name: part for name, part in parts.items() if name != "train"}})
 
 

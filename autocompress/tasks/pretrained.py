@@ -19,6 +19,7 @@ from autocompress.core.duplicates import digest_texts
 from autocompress.core.preprocessing import Preprocessing, RawExample, TokenizerInput
 from autocompress.core.task import InputSpec
 from autocompress.errors import UsageError, did_you_mean
+from autocompress.tasks.array_files import label_split
 from autocompress.tasks.base import locate_test_rows
 from autocompress.tasks.tensors import ONLY_HEAD, Tensors
 from autocompress.tasks.text_encoding import UNTRUNCATED_SHARE
@@ -174,7 +175,7 @@ class PretrainedTexts(Tensors):
         # Texts that differ in case or white space alone are duplicates, whatever their tokens.
         for part, texts in self._texts.items():
             split = self._read[part]
-            self._read[part] = replace(split, keys=replace(split.keys, contents=digest_texts(texts)))
+            self._read[part] = label_split(split, keys=replace(split.keys, contents=digest_texts(texts)))
         self._read_heads({})
 
     @property

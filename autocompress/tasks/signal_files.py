@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.errors import UsageError, did_you_mean
+from autocompress.tasks.array_files import require_file_memory
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -46,6 +47,7 @@ def read_series(path: Path, label: str, key: str = "") -> Series:
     """
     if not path.is_file():
         raise UsageError(f"there is no file {path}; give a .csv, .tsv or .npz file")
+    require_file_memory(path)
     if path.suffix == ".npz":
         series = _read_npz(path, key)
     elif path.suffix in DELIMITERS:

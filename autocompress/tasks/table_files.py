@@ -11,10 +11,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from autocompress.errors import UsageError, did_you_mean
+from autocompress.tasks.array_files import PARQUET, require_file_memory
 from autocompress.tasks.signal_files import DELIMITERS
 from autocompress.tasks.text_files import open_text
 
-PARQUET = (".parquet", ".pq")
 # Texts that stand for a missing value, besides those of pandas ("", "NA", "null", "nan", ...).
 MISSING = ("?",)
 # Headers of columns that say when a row was written.
@@ -57,6 +57,7 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UsageError(f"there is no file {path}; give a .csv, .tsv or .parquet file")
     suffix = Path(path.name.removesuffix(".gz")).suffix
     try:
+        require_file_memory(path)
         if path.suffix in PARQUET:
             table = pd.read_parquet(path)
         elif suffix in DELIMITERS:

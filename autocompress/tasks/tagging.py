@@ -21,6 +21,7 @@ from autocompress.core.registry import TASKS
 from autocompress.core.task import ExampleKeys, Split, Splits
 from autocompress.errors import UsageError
 from autocompress.measure.entity_metrics import OUTSIDE, is_entity_scheme, split_tag
+from autocompress.tasks.array_files import require_file_memory
 from autocompress.tasks.base import (
     FRACTIONS,
     check_positive,
@@ -103,6 +104,7 @@ def read_conll(path: Path, token_column: int, tag_column: int) -> Texts:
 def _read_conll_lines(path: Path, is_conllu: bool) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the columns of each line with a token; no columns for a blank line."""
     try:
+        require_file_memory(path)
         with open_text(path) as file:
             for number, line in enumerate(file, 1):
                 text = line.rstrip("\r\n")
