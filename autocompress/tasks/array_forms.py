@@ -293,7 +293,8 @@ def _stack_items(part: str, items: Iterator[object], keep_targets: bool, total: 
 
 def _estimate_size(inputs: Mapping[Any, list[Any]], total: int | None) -> int:
     """Return the bytes of the inputs of all items; 0 if their number is unknown."""
-    return (total or 0) * sum(column[0].nbytes for column in inputs.values())
+    size: int = sum(column[0].nbytes for column in inputs.values())
+    return (total or 0) * size
 
 
 def _flush_columns(part: str, inputs: Mapping[Any, list[Any]], writers: Mapping[Any, ArrayWriter]) -> None:
