@@ -15,7 +15,7 @@ from pathlib import Path
 from autocompress.backends.local import usable_cores
 from autocompress.core.atomic import cache_folder
 from autocompress.core.formatting import format_count
-from autocompress.core.memory import free_memory
+from autocompress.core.free_memory import free_memory
 
 # Bytes free: below the first two a search may run out on the way, below the last it cannot start.
 LOW_MEMORY = 2e9

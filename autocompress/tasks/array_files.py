@@ -29,7 +29,7 @@ from torch import Tensor
 
 from autocompress.core.atomic import create_temporary, open_cache, storage_errors
 from autocompress.core.formatting import format_count
-from autocompress.core.memory import free_memory
+from autocompress.core.free_memory import free_memory
 from autocompress.core.task import ExampleKeys, Split, Targets
 from autocompress.errors import UsageError
 
@@ -148,7 +148,7 @@ class FileSplit(Split):
     def __repr__(self) -> str:
         return f"FileSplit({len(self)} examples)"
 
-    def take(self, index: Any) -> Split:
+    def take(self, index: slice | Tensor) -> Split:
         """Return the examples that ``index`` selects along axis 0, in memory."""
         rows, targets = self.rows[index], {head: target[index] for head, target in self.targets.items()}
         return Split(tuple(column[rows] for column in self.columns), targets, self.keys.take(index))
@@ -192,7 +192,7 @@ def locate_memmap(description: str, array: object) -> FileArray | None:
     # Changes of an array in mode "c" are not in the file.
     if not isinstance(array, np.memmap) or array.filename is None or array.mode == "c":
         return None
-    mapped: Any = array._mmap  # type: ignore[attr-defined]
+    mapped: mmap.mmap | None = array._mmap  # type: ignore[attr-defined]
     if mapped is None or array.dtype.kind not in "fiub" or not array.ndim or not array.size:
         return None
     # A map begins at a multiple of the page size, before the array's own offset; views have the offset of their base.

@@ -270,10 +270,12 @@ def check_variety(name: str, head: Head, targets: Tensor) -> None:
     Raises:
         UsageError: They are.
     """
-    known = targets[~targets.isnan()] if targets.is_floating_point() else targets[targets != IGNORED]
-    if head.kind != "custom" and len(known) and bool((known == known.flatten()[0]).all()):
+    values = targets[~targets.isnan()] if targets.is_floating_point() else targets[targets != IGNORED]
+    if head.kind != "custom" and len(values) and bool((values == values.flatten()[0]).all()):
         what = "value" if isinstance(head, Regression) else "class"
-        raise UsageError(f"targets of '{name}' have the single {what} {float(known.flatten()[0]):g}; give at least two")
+        raise UsageError(
+            f"targets of '{name}' have the single {what} {float(values.flatten()[0]):g}; give at least two"
+        )
 
 
 def _from_one_hot(targets: Tensor) -> Tensor:
