@@ -326,7 +326,7 @@ def test_drawn_shapes_fill_their_boxes_and_do_not_overlap(tmp_path: Path, monkey
 
 def test_masks_have_the_shapes_of_their_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
-    task = Segmentation(segmentation.write_masks(tmp_path / "data", 20, seed=3))
+    task = Segmentation(segmentation.write_masks(tmp_path / "data", 40, seed=3))
     assert task.heads["mask"] == 1 + len(detection.SHAPES)
     split = task.splits(0).train.take(slice(None))
     for image, mask in zip(split.inputs[0], split.targets["mask"], strict=True):

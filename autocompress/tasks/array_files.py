@@ -49,7 +49,7 @@ PROGRESS_SECONDS = 5.0
 
 
 @lru_cache(maxsize=64)
-def _map_file(path: str, size: int) -> "np.memmap[Any, np.dtype[np.uint8]]":
+def _map_file(path: str, size: int) -> NDArray[np.uint8]:
     """Return the bytes of a file; the size is part of the key, because a file may be replaced."""
     return np.memmap(path, np.uint8, "r")
 
