@@ -223,7 +223,7 @@ def check_values(description: str, array: FileArray) -> FileArray:
     return FileArray(array.path, array.dtype, array.shape, array.strides, array.offset, largest if is_index else None)
 
 
-def is_index_type(dtype: np.dtype[Any], axes: int) -> bool:
+def is_index_type(dtype: np.dtype[np.generic], axes: int) -> bool:
     """Return whether values are indices into a table: whole numbers, except bytes along several axes, the pixels."""
     return dtype.kind in "iu" and not (dtype.itemsize == 1 and dtype.kind == "u" and axes > 2)
 
