@@ -14,7 +14,8 @@ import json
 import pickle
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,6 +35,29 @@ SIDE = 96
 # Prefix of the columns of bits.
 BITS = "quantize.post_training."
 SHAPES = ("square", "disc", "triangle", "cross")
+
+
+@dataclass(frozen=True)
+class DrawnTask:
+    """A task on drawn images, and the figure that a search of its shipped space is to reach.
+
+    Attributes:
+        space: Name of the task and of its space.
+        title: Title of the report.
+        scores: Columns of the primary score and of a second one.
+        labels: Names of both scores in the table.
+        share: Largest share of the teacher's multiply-accumulates.
+        agreement: Title of the share of predictions from files that are those of the model.
+        write: Function of an empty folder, a number of images and a seed that writes the data and returns the folder.
+    """
+
+    space: str
+    title: str
+    scores: tuple[str, str]
+    labels: tuple[str, str]
+    share: float
+    agreement: str
+    write: Callable[[Path, int, int], Path]
 
 
 def write_shapes(folder: Path, count: int, seed: int) -> Path:
@@ -97,38 +121,50 @@ def draw_shape(image: Image.Image, name: str, box: list[int], grey: int) -> None
         draw.rectangle((x, y + height // 3, right, bottom - height // 3), fill=grey)
 
 
-def measure_seed(seed: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+DETECTION = DrawnTask(
+    "detection",
+    "A detector of drawn shapes",
+    ("mean_ap", "mean_ap_50"),
+    ("mAP", "at 0.5"),
+    0.5,
+    "same boxes from files",
+    write_shapes,
+)
+
+
+def measure_seed(drawn: DrawnTask, seed: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return the row of one data set and search.
 
     Args:
+        drawn: The task.
         seed: Seed of the drawing and of the search.
         arguments: Options of the command line.
         folder: An empty folder.
     """
-    data = write_shapes(folder / "data", arguments.images, seed)
-    settings = [f"task.detection.path={data}", f"search.seed={seed}", *arguments.set]
-    front = autocompress.search("detection", name=f"shapes-{seed}", runs=arguments.runs, overrides=settings)
+    data = drawn.write(folder / "data", arguments.images, seed)
+    settings = [f"task.{drawn.space}.path={data}", f"search.seed={seed}", *arguments.set]
+    front = autocompress.search(drawn.space, name=f"shapes-{seed}", runs=arguments.runs, overrides=settings)
     teacher = front.info.teacher
-    half = teacher.costs["flops"] / 2
-    selected = front.pick(where=f"flops <= {half:.0f} and {BITS}weight_bits <= 8")
+    most = drawn.share * teacher.costs["flops"]
+    selected = front.pick(where=f"flops <= {most:.0f} and {BITS}weight_bits <= 8")
     exported = export_candidate(front.folder, selected.id)
     assert exported.verification is not None
     load_without_pickle(exported.folder, next((data / "images").iterdir()))
-    row = selected.row
+    row, tested, (first, second) = selected.row, teacher.scores["test"], drawn.scores
     return {
         "seed": seed,
         "images": arguments.images,
-        "teacher": teacher.scores["test"]["mean_ap"],
-        "teacher_50": teacher.scores["test"]["mean_ap_50"],
+        "teacher": tested[first],
+        "teacher_second": tested[second],
         "teacher_macs": teacher.costs["flops"] / 2,
         "teacher_bytes": teacher.costs["bytes"],
         "id": selected.id,
-        "score": row["mean_ap_test"],
-        "score_50": row["mean_ap_50_test"],
+        "score": row[f"{first}_test"],
+        "score_second": row[f"{second}_test"],
         "macs": row["flops"] / 2,
         "bytes": row["bytes"],
         "bits": f"{row[f'{BITS}weight_bits']:.0f}/{row[f'{BITS}activation_bits']:.0f}",
-        "boxes": min(exported.verification.pipeline_agreement.values()),
+        "agreement": min(exported.verification.pipeline_agreement.values()),
         "seconds": front.info.seconds or 0.0,
     }
 
@@ -145,11 +181,12 @@ def load_without_pickle(folder: Path, image: Path) -> None:
         pipeline.load(folder).predict(image)
 
 
-def format_table(rows: list[dict[str, Any]]) -> str:
+def format_table(drawn: DrawnTask, rows: Sequence[dict[str, Any]]) -> str:
     """Return the table of the rows."""
+    first, second = drawn.labels
     titles = [
-        *("seed", "images", "teacher: mAP (at 0.5)", "candidate", "bits", "mAP (at 0.5)", "MACs", "bytes"),
-        *("same boxes from files", "search"),
+        *("seed", "images", f"teacher: {first} ({second})", "candidate", "bits", f"{first} ({second})", "difference"),
+        *("MACs", "bytes", drawn.agreement, "search"),
     ]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in rows:
@@ -159,35 +196,41 @@ def format_table(rows: list[dict[str, Any]]) -> str:
             for name in ("macs", "bytes")
         )
         lines.append(
-            f"| {row['seed']} | {row['images']} | {row['teacher']:.4f} ({row['teacher_50']:.4f}) | {row['id']} "
-            f"| {row['bits']} | {row['score']:.4f} ({row['score_50']:.4f}) | {macs} | {size} | {row['boxes']:.2%} "
+            f"| {row['seed']} | {row['images']} | {row['teacher']:.4f} ({row['teacher_second']:.4f}) | {row['id']} "
+            f"| {row['bits']} | {row['score']:.4f} ({row['score_second']:.4f}) "
+            f"| {row['score'] - row['teacher']:+.4f} | {macs} | {size} | {row['agreement']:.2%} "
             f"| {format_duration(row['seconds'])} |"
         )
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run the benchmark, store each row at once, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def run_benchmark(drawn: DrawnTask, document: str | None) -> None:
+    """Measure each seed of the command line, store its row at once, and write the table.
+
+    Args:
+        drawn: The task.
+        document: Docstring of the benchmark.
+    """
+    name = f"benchmarks.{drawn.space}"
+    parser = argparse.ArgumentParser(description=document)
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change keys of the space")
     parser.add_argument("--runs", type=Path, default=Path("reports"))
-    parser.add_argument("--rows", type=Path, default=Path("reports/detection.jsonl"))
-    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/detection.md"))
+    parser.add_argument("--rows", type=Path, default=Path(f"reports/{drawn.space}.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path(f"reports/benchmarks/{drawn.space}.md"))
     arguments = parser.parse_args()
     for seed in range(arguments.seeds):
         if seed not in {row["seed"] for row in load_rows(arguments.rows)}:
             with tempfile.TemporaryDirectory() as folder:
-                append_row(arguments.rows, measure_seed(seed, arguments, Path(folder)))
-    table = format_table(load_rows(arguments.rows))
+                append_row(arguments.rows, measure_seed(drawn, seed, arguments, Path(folder)))
+    table = format_table(drawn, load_rows(arguments.rows))
     options = ["--images", str(arguments.images), "--seeds", str(arguments.seeds)]
     command = shlex.join([*options, *(["--set", *arguments.set] if arguments.set else [])])
-    command = f"`python -m benchmarks.detection {command}`"
-    parts = ["# A detector of drawn shapes", command, describe_benchmark(__doc__), table]
+    parts = [f"# {drawn.title}", f"`python -m {name} {command}`", describe_benchmark(document), table]
     write_atomic(arguments.out, "\n\n".join(parts) + "\n")
     print(table)
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(DETECTION, __doc__)

@@ -144,12 +144,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the searches that have no row yet, and write the table."""
     parser = build_parser(__doc__, "reports/benchmarks/tables.md", seeds=3)
     parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=TABLES)
+    parser.add_argument("--teachers", nargs="+", default=[NETWORK, BOOSTING], choices=[NETWORK, BOOSTING])
     parser.add_argument("--trials", type=int, default=12)
     options = parser.parse_args(arguments)
     stored = options.out.with_suffix(".jsonl")
     for name in (name for name in options.tables if len(read_table(name))):
         for seed in range(options.seeds):
-            for teacher in (NETWORK, BOOSTING):
+            for teacher in options.teachers:
                 key = {"table": name, "teacher": teacher, "seed": seed}
                 if not any(key.items() <= row.items() for row in load_rows(stored)):
                     append_row(stored, vars(measure_table(name, teacher, seed, options)))

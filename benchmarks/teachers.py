@@ -12,10 +12,14 @@ A space for your own data needs its path:
 `breast_cancer`, `wine` and `diabetes` are tables of scikit-learn, and `signals` reads the curves of MNIST-1D from a
 file. `reviews` and `images` need `AUTOCOMPRESS_TEST_DATA`: a folder with `clothing_reviews.csv.gz` (the columns of
 Women's E-Commerce Clothing Reviews) and `cifar10_jpeg.zip` (CIFAR-10 in class folders), of which 150 images of each
-class are read.
+class are read. `messages` are translations of 12 catalogs of Django into 21 languages, by language and catalog, where
+that package is installed.
 """
 
 import argparse
+import csv
+import gettext
+import importlib.util
 import os
 import statistics
 import tempfile
@@ -49,6 +53,7 @@ DATA = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", ""))
 REVIEWS, IMAGES = DATA / "clothing_reviews.csv.gz", DATA / "cifar10_jpeg.zip"
 # Images of each class and part: all of them would take hours.
 IMAGES_OF_CLASS = 150
+LANGUAGES, MESSAGES_OF_LANGUAGE = 21, 300
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,44 @@ def _write_curves(folder: Path) -> list[str]:
     return [f"task.signals.path={folder / 'curves.npz'}"]
 
 
+def _write_messages(folder: Path) -> list[str]:
+    """Write translated messages of Django: of 21 languages, at most 300 of each, and from which of 12 catalogs."""
+    (root,) = locate_django()
+    texts: dict[str, list[tuple[str, str]]] = {}
+    for file in sorted(root.glob("**/locale/*/LC_MESSAGES/*.mo")):
+        # conf/locale/... has the messages of the core, and contrib/NAME/locale/... those of an application.
+        catalog = file.parents[3].name
+        with file.open("rb") as content:
+            # The catalog itself has no public name.
+            messages = vars(gettext.GNUTranslations(content))["_catalog"]
+        language = texts.setdefault(file.parents[1].name, [])
+        language += [
+            (text, catalog) for key, text in messages.items() if key and isinstance(text, str) and text.strip()
+        ]
+    # Without the variants of a country or a script.
+    names = sorted((name for name in texts if len(name) == 2), key=lambda name: (-len(texts[name]), name))[:LANGUAGES]
+    random = np.random.default_rng(0)
+    with (folder / "messages.csv").open("w", newline="", encoding="utf-8") as output:
+        table = csv.writer(output)
+        table.writerow(["text", "language", "catalog"])
+        for name in names:
+            for row in random.permutation(len(texts[name]))[:MESSAGES_OF_LANGUAGE]:
+                text, catalog = texts[name][row]
+                table.writerow([text, name, catalog])
+    return [
+        f"task.text.path={folder / 'messages.csv'}",
+        "task.text.labels=language, catalog",
+        "task.text.encoding=characters",
+        "objectives=[mean_score, effective_flops]",
+    ]
+
+
+def locate_django() -> list[Path]:
+    """Return the folder of the package django; empty if it is not installed."""
+    spec = importlib.util.find_spec("django")
+    return [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()][:1]
+
+
 def _extract_images(folder: Path) -> list[str]:
     """Extract a part of CIFAR-10."""
     counts: Counter[str] = Counter()
@@ -101,6 +144,7 @@ SOURCES: Mapping[str, Source] = {
     "diabetes": Source("tabular", _write_table(datasets.load_diabetes, "r2")),
     "reviews": Source("reviews", lambda folder: [f"task.text.path={REVIEWS}"]),
     "images": Source("images", _extract_images),
+    **({"messages": Source("text", _write_messages)} if locate_django() else {}),
 }
 GENERATED = ("digits", "mnist1d", "langid", "langid_kind", "entities", "ratings", "ranking", "recommendation")
 SPACES = (*GENERATED, *SOURCES)

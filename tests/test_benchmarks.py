@@ -16,7 +16,8 @@ from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
 from autocompress.engine.scheduler.compute_cost import candidate_epoch_cost
 from autocompress.engine.spec import load_spec
 from autocompress.tasks.detection import DetectionTask
-from benchmarks import calibration, class_weights, detection, gpu, promise, teachers, warm_start
+from autocompress.tasks.segmentation import Segmentation
+from benchmarks import calibration, class_weights, detection, gpu, promise, segmentation, teachers, warm_start
 from benchmarks.common import geometric_mean
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, build_variants, format_tables
 from benchmarks.pretrained import (
@@ -340,12 +341,26 @@ def test_drawn_shapes_fill_their_boxes_and_do_not_overlap(tmp_path: Path, monkey
         assert int(covered.max()) == 1
 
 
-def test_a_row_of_a_detector_shows_what_it_saves() -> None:
-    row = {"seed": 0, "images": 9, "teacher": 0.6, "teacher_50": 0.9, "teacher_macs": 4e6, "teacher_bytes": 8e4}
-    row |= {"id": "t1c2", "bits": "8/8", "score": 0.595, "score_50": 0.89, "macs": 2e6, "bytes": 1e4, "boxes": 1.0}
-    line = detection.format_table([row | {"seconds": 60}]).splitlines()[-1]
-    assert line.startswith("| 0 | 9 | 0.6000 (0.9000) | t1c2 | 8/8 | 0.5950 (0.8900) | 4 M → 2 M (")
-    assert line.endswith(" | 100.00% | 1 min 0 s |")
+def test_masks_have_the_shapes_of_their_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
+    task = Segmentation(segmentation.write_masks(tmp_path / "data", 40, seed=3))
+    assert task.heads["mask"] == 1 + len(detection.SHAPES)
+    split = task.splits(0).train.take(slice(None))
+    for image, mask in zip(split.inputs[0], split.targets["mask"], strict=True):
+        shapes = [image[0][mask == kind] for kind in mask.unique() if kind]
+        # Shapes of one kind have up to four greys, and the noise around them has hundreds.
+        assert shapes
+        assert all(len(values.unique()) <= 4 for values in shapes)
+        assert len(image[0][mask == 0].unique()) > 100
+
+
+def test_a_row_of_drawn_shapes_shows_what_is_saved_and_lost() -> None:
+    row = {"seed": 0, "images": 9, "teacher": 0.6, "teacher_second": 0.9, "teacher_macs": 4e6, "teacher_bytes": 8e4}
+    row |= {"id": "t1c2", "bits": "8/8", "score": 0.595, "score_second": 0.89, "macs": 2e6, "bytes": 1e4}
+    table = detection.format_table(segmentation.SEGMENTATION, [row | {"agreement": 1.0, "seconds": 60}]).splitlines()
+    assert "| teacher: mean IoU (accuracy) | candidate |" in table[0]
+    assert table[-1].startswith("| 0 | 9 | 0.6000 (0.9000) | t1c2 | 8/8 | 0.5950 (0.8900) | -0.0050 | 4 M → 2 M (")
+    assert table[-1].endswith(" | 100.00% | 1 min 0 s |")
 
 
 def test_a_device_is_measured_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

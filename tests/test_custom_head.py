@@ -252,3 +252,9 @@ def test_targets_without_an_entry_for_each_example_are_refused(targets, message)
 def test_a_loss_beside_the_head_is_refused():
     with pytest.raises(UsageError, match="loss and a CustomHead"):
         autocompress.bring_model(nn.Linear(6, 4), (X, TARGETS), kinds=CustomHead(mean_square), loss=mean_square)
+
+
+def test_metrics_without_names_are_refused():
+    head = CustomHead(lambda outputs, targets: outputs.mean(), metrics=[lambda outputs, targets: 1.0])
+    with pytest.raises(UsageError, match="metrics is no mapping of names to functions"):
+        autocompress.Tensors((torch.randn(50, 2), [1.0] * 50), kinds=head)

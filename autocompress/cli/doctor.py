@@ -15,6 +15,7 @@ from pathlib import Path
 from autocompress.backends.local import usable_cores
 from autocompress.core.atomic import cache_folder
 from autocompress.core.formatting import format_count
+from autocompress.core.free_memory import free_memory
 
 # Bytes free: below the first two a search may run out on the way, below the last it cannot start.
 LOW_MEMORY = 2e9
@@ -146,7 +147,7 @@ def check_cores() -> Check:
 
 def check_memory() -> Check:
     """Return how much memory is free, within the limit of the system and of the container."""
-    free = _free_memory()
+    free = free_memory()
     if free is None:
         return Check("memory", "ok", "unknown on this system")
     state = "ok" if free >= LOW_MEMORY else "warning"
@@ -188,16 +189,3 @@ def _run_check(name: str, check: Callable[[], str], fix: str) -> Check:
         return Check(name, "ok", check())
     except Exception as fault:  # A broken library may raise anything, and finding that is the purpose.
         return Check(name, "broken", f"{type(fault).__name__}: {fault}", fix)
-
-
-def _free_memory() -> float | None:
-    amounts = []
-    try:
-        with open("/proc/meminfo") as lines:
-            amounts += [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-        # The limit of a container (cgroup v2) may lie far below the memory of the machine.
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
-        amounts += [float(limit) - float(used)] if limit != "max" else []
-    except (OSError, ValueError):
-        pass
-    return min(amounts) if amounts else None

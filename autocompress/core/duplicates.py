@@ -21,7 +21,7 @@ from torch import Tensor
 
 from autocompress.core.formatting import format_plural
 from autocompress.core.similar_images import LEAST_SIDE, MOST_COMPARISONS, ImageSketches
-from autocompress.core.task import Split, Splits
+from autocompress.core.task import Split, Splits, bounded_batch
 from autocompress.errors import UsageError
 
 _BATCH = 4096
@@ -112,7 +112,7 @@ def remove_duplicates(splits: Splits, *, compares_inputs: bool = True) -> Distin
         parts[name] = split
         if is_removed.any():
             rows[name] = np.flatnonzero(~is_removed)
-            parts[name] = split.take(torch.from_numpy(rows[name]))
+            parts[name] = split.select(torch.from_numpy(rows[name]))
         if (is_removed & ~is_equal).any():
             similar[name] = int((is_removed & ~is_equal).sum())
         if len(split) and is_removed.all():
@@ -137,7 +137,7 @@ def _list_digests(split: Split, compares_inputs: bool) -> list[tuple[bytes, ...]
 def hash_examples(split: Split) -> list[bytes]:
     """Return a digest of the inputs of each example, ``[N]``: equal inputs have equal digests."""
     digests: list[bytes] = []
-    for batch in split.batches(_BATCH):
+    for batch in split.batches(bounded_batch(split, _BATCH)):
         # Each example is one row of bytes, whatever the types of its inputs are.
         columns = [_round(tensor).reshape(len(batch), -1).view(torch.uint8).numpy() for tensor in batch.inputs]
         digests += [
@@ -177,7 +177,7 @@ def _find_similar_images(splits: Splits) -> tuple[dict[str, NDArray[np.bool_]], 
     earlier: ImageSketches | None = None
     result: dict[str, NDArray[np.bool_]] = {}
     for name, split in splits.items():
-        sketches = [ImageSketches(batch.inputs[0]) for batch in split.batches(_BATCH // 8)]
+        sketches = [ImageSketches(batch.inputs[0]) for batch in split.batches(bounded_batch(split, _BATCH // 8))]
         if not sketches:
             continue
         own = sketches[0]

@@ -16,6 +16,7 @@ from autocompress.errors import TrialError
 
 Logits = Mapping[str, Tensor]
 Targets = Mapping[str, Tensor]
+_BATCH_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ NO_KEYS = ExampleKeys()
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one split, in memory.
+    """Examples of one split, in memory; those of a subclass may be in files until they are taken.
 
     Attributes:
         inputs: The model's positional arguments, axis 0 the examples: ``([N, 1, 8, 8],)``.
@@ -98,6 +99,10 @@ class Split:
             {head: target[index] for head, target in self.targets.items()},
             self.keys.take(index),
         )
+
+    def select(self, rows: Tensor) -> "Split":
+        """Return the examples of some rows as a split of the same kind, which may leave its inputs in files."""
+        return self.take(rows)
 
     def to(self, device: torch.device) -> "Split":
         """Return the examples on a device, without keys, which training does not read."""
@@ -137,10 +142,21 @@ class Splits:
         return fingerprint({name: hash_split(split) for name, split in self.items()})
 
 
+def bounded_batch(split: Split, most: int = 4096) -> int:
+    """Return a number of examples whose inputs take at most 256 MB, for a pass over a split.
+
+    Args:
+        split: The split.
+        most: Largest number.
+    """
+    example = split.take(slice(0, 1)).inputs
+    return max(1, min(most, _BATCH_BYTES // max(1, sum(tensor.nbytes for tensor in example))))
+
+
 def hash_split(split: Split) -> str:
     """Return the SHA-256 of all that a split holds, read in batches: the data may be larger than the memory."""
     digest = hashlib.sha256(json.dumps([len(split), sorted(split.targets)]).encode())
-    for batch in split.batches(4096):
+    for batch in split.batches(bounded_batch(split)):
         for tensor in (*batch.inputs, *(batch.targets[head] for head in sorted(batch.targets))):
             # The same bytes with another type or shape are other data.
             digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())

@@ -108,12 +108,27 @@ def retention(subject: Subject) -> float:
         teacher = subject.select_teacher()
         if subject.head(name).metric == "r2":
             # R2 may be negative, so errors are compared: the teacher's divided by the student's.
-            ratios.append(_score_head(teacher, name, "rmse") / max(_score_head(subject, name, "rmse"), TINY))
+            theirs, ours = _score_head(teacher, name, "rmse"), _score_head(subject, name, "rmse")
+            ratios.append(max(theirs, TINY) / max(ours, TINY))
             continue
-        ours, theirs = _score_head(subject, name), _score_head(teacher, name)
-        ratios.append(ours / theirs if theirs > 0 else math.nan)
+        ratios.append(divide_scores(_score_head(subject, name), _score_head(teacher, name)))
     # A mean of ratios, not a ratio of means: each head is compared with the teacher on that head.
     return fmean(ratios)
+
+
+def divide_scores(ours: float, theirs: float) -> float:
+    """Return a student's score divided by the teacher's; NaN if one of them is.
+
+    A teacher that scores 0 has nothing to lose, so a student that is not worse keeps all of it. Such a value must be
+    finite: a candidate with another one has failed.
+
+    Example:
+        >>> divide_scores(0.6, 0.8), divide_scores(0.0, 0.0), divide_scores(0.3, 0.0)
+        (0.75, 1.0, 1.0)
+    """
+    if theirs > 0 or math.isnan(theirs) or math.isnan(ours):
+        return ours / theirs
+    return float(ours >= theirs)
 
 
 def _score_head(subject: Subject, name: str, metric: str = "") -> float:

@@ -19,6 +19,8 @@ def register_metrics(head: CustomHead) -> None:
     Raises:
         UsageError: A metric has the name of another objective or of no column, or a direction belongs to no metric.
     """
+    if not isinstance(head.metrics, Mapping) or not all(isinstance(name, str) for name in head.metrics):
+        raise UsageError("metrics is no mapping of names to functions; give {'name': function}")
     directions = head.higher_is_better if isinstance(head.higher_is_better, Mapping) else {}
     for name in directions:
         if name not in head.metrics:

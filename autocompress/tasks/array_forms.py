@@ -5,9 +5,9 @@ data set  items (input, target) or {"input": ..., "label": ...}: torch's Dataset
           `datasets`, a list, an iterator
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from contextlib import ExitStack, closing
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,13 +18,24 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from autocompress.core.heads import IGNORED
 from autocompress.errors import UsageError, did_you_mean
 from autocompress.tasks.base import sort_classes
+from autocompress.tasks.mapped_arrays import (
+    CHECKED_ITEMS,
+    MEMORY_SHARE,
+    ArrayWriter,
+    FileArray,
+    ReadProgress,
+    compact_values,
+    exceeds_memory,
+    require_disk,
+)
 
 # Names of the target in items that are mappings.
 TARGET_NAMES = ("label", "labels", "target", "targets", "y")
-# Share of the free memory that the examples of an iterator may take: splits are copies.
-MEMORY_SHARE = 0.3
-# Items between two checks of the memory.
-CHECKED_ITEMS = 512
+
+#: Values of one field of the items of a data set.
+FieldValues: TypeAlias = list[Any]
+#: Fields of the items by name or position.
+Fields: TypeAlias = dict[Any, FieldValues]
 
 
 @runtime_checkable
@@ -108,7 +119,7 @@ def _read_numpy(description: str, value: Any) -> NDArray[Any]:
         return array
     flat = array.reshape(-1)
     if len(flat) and all(isinstance(entry, np.ndarray | list | tuple) for entry in flat):
-        # Columns of lists, as Arrow and pandas hold vectors.
+        # Fields of lists, as Arrow and pandas hold vectors.
         try:
             return _read_numpy(description, np.stack([np.asarray(entry) for entry in flat]))
         except ValueError as error:
@@ -152,13 +163,23 @@ def read_class_names(description: str, value: object, names: list[str] | None) -
     """
     if isinstance(value, Tensor) or hasattr(value, "toarray"):
         return None
-    array = np.asarray(_unwrap_scalars(value))
+    value = _unwrap_scalars(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        # Rows of different lengths, which the reading of numbers names.
+        return None
     if array.ndim != 1 or array.dtype.kind not in "OUST":
         return None
-    entries = [entry.decode(errors="replace") if isinstance(entry, bytes) else entry for entry in array.tolist()]
-    # None, NaN and pandas.NA mark a missing label among texts.
+    # NumPy would turn numbers beside texts in a list into texts.
+    raw = value if isinstance(value, list | tuple) else array.tolist()
+    entries = [entry.decode(errors="replace") if isinstance(entry, bytes) else entry for entry in raw]
     if not any(isinstance(entry, str) for entry in entries):
         return None
+    # None, NaN and pandas.NA mark a missing label among texts.
+    mixed = next((entry for entry in entries if isinstance(entry, int | float | np.number) and entry == entry), None)
+    if mixed is not None:
+        raise UsageError(f"{description} has texts and numbers, such as {mixed!r}; give names or class indices alone")
     texts = [entry for entry in entries if isinstance(entry, str)]
     names = sort_classes(set(texts)) if names is None else names
     indices = {name: index for index, name in enumerate(names)}
@@ -195,7 +216,7 @@ def as_pair(part: str, data: object, *, keep_targets: bool = False) -> tuple[obj
     items = None if isinstance(data, str | bytes | np.ndarray | Tensor | Mapping) else _list_items(data)
     if items is None:
         raise UsageError(f"data '{part}' is {type(data).__name__}; give (inputs, targets), or a data set of such")
-    return _stack_items(part, items, keep_targets)
+    return _stack_items(part, items, keep_targets, _count_items(data))
 
 
 def _list_items(data: Any) -> Iterator[object] | None:
@@ -212,6 +233,15 @@ def _list_items(data: Any) -> Iterator[object] | None:
     return iter(data) if isinstance(data, Iterable) else None
 
 
+def _count_items(data: object) -> int | None:
+    """Return the number of items of a data set; None if it is unknown."""
+    items: object = data.dataset if isinstance(data, DataLoader) else data
+    if isinstance(items, IterableDataset) or not isinstance(items, ItemDataset):
+        return None
+    count: int = len(items)
+    return count
+
+
 def _take_first(batch: Any) -> Any:
     """Return the only example of a batch of one, in the structure of the batch."""
     if isinstance(batch, Mapping):
@@ -221,30 +251,67 @@ def _take_first(batch: Any) -> Any:
     return batch[0]
 
 
-def _stack_items(part: str, items: Iterator[object], keep_targets: bool) -> tuple[object, object]:
-    """Return the inputs and the targets of all items; kept targets are a list."""
-    inputs: dict[Any, list[Any]] = {}
-    targets: dict[Any, list[Any]] = {}
+def _stack_items(part: str, items: Iterator[object], keep_targets: bool, total: int | None) -> tuple[object, object]:
+    """Return the inputs and the targets of all items; kept targets are a list.
+
+    Inputs that take more than a share of the memory go to files, see :mod:`autocompress.tasks.mapped_arrays`.
+    """
+    inputs: Fields = {}
+    targets: Fields = {}
     raw_targets: list[object] = []
-    for index, item in enumerate(_catch_errors(part, items)):
-        pair = _divide_item(part, index, item)
-        if keep_targets:
-            raw_targets.append(pair[1])
-        for where, columns, value in (("", inputs, pair[0]), ("target of ", targets, pair[1]))[
-            : 1 if keep_targets else 2
-        ]:
-            fields = _name_fields(value)
-            if index and set(fields) != set(columns):
-                raise UsageError(f"data '{part}', item {index} has other parts than item 0")
-            for name, entry in fields.items():
-                column = columns.setdefault(name, [])
-                column.append(_read_entry(f"data '{part}', {where}item {index}", entry, bool(where)))
-                _check_shape(part, index, where, column)
-        if index % CHECKED_ITEMS == 0:
-            _check_memory(part, index + 1, [*inputs.values(), *targets.values()])
-    if not inputs:
-        raise UsageError(f"data '{part}' is empty")
-    return _join_columns(inputs), raw_targets if keep_targets else _join_columns(targets)
+    progress = ReadProgress(f"data '{part}'", total)
+    with ExitStack() as stack:
+        writers: dict[Any, ArrayWriter] = {}
+        for index, item in enumerate(_catch_errors(part, items)):
+            pair = _divide_item(part, index, item)
+            if keep_targets:
+                raw_targets.append(pair[1])
+            for where, columns, value in (("", inputs, pair[0]), ("target of ", targets, pair[1]))[
+                : 1 if keep_targets else 2
+            ]:
+                fields = _name_fields(value)
+                if index and set(fields) != set(columns):
+                    raise UsageError(f"data '{part}', item {index} has other parts than item 0")
+                for name, entry in fields.items():
+                    column = columns.setdefault(name, [])
+                    column.append(_read_entry(f"data '{part}', {where}item {index}", entry, bool(where)))
+                    _check_shape(part, index, where, column)
+            if index % CHECKED_ITEMS == 0:
+                _check_targets(part, index + 1, list(targets.values()))
+                size = sum(column[0].nbytes for column in inputs.values()) * (index + 1)
+                if not writers and exceeds_memory(max(size, _estimate_size(inputs, total))):
+                    count = index + 1 if total is None else None
+                    require_disk(f"data '{part}'", _estimate_size(inputs, total) or size, count)
+                    for name, column in inputs.items():
+                        writers[name] = stack.enter_context(closing(ArrayWriter(torch.stack(column[:1]))))
+                _flush_columns(part, inputs, writers)
+                if writers and total is None:
+                    require_disk(f"data '{part}'", size, index + 1)
+                progress.update(index + 1)
+        if not inputs:
+            raise UsageError(f"data '{part}' is empty")
+        # The first entry stays, for the shape.
+        _flush_columns(part, inputs, writers)
+        files = {name: writer.finish() for name, writer in writers.items()}
+    return _join_columns(inputs, files), raw_targets if keep_targets else _join_columns(targets, {})
+
+
+def _estimate_size(inputs: Fields, total: int | None) -> int:
+    """Return the bytes of the inputs of all items; 0 if their number is unknown."""
+    size: int = sum(column[0].nbytes for column in inputs.values())
+    return (total or 0) * size
+
+
+def _flush_columns(part: str, inputs: Fields, writers: Mapping[Any, ArrayWriter]) -> None:
+    """Write the entries that are in memory to the files, and leave the first one of the data as the example of all."""
+    for name, writer in writers.items():
+        column = inputs[name]
+        # After the first write, the first entry is in the file already.
+        rest = column[1:] if writer.count else column
+        if rest:
+            where = f"data '{part}'" if name is None else f"data '{part}', input {name}"
+            writer.append(where, torch.stack(rest))
+        del column[1:]
 
 
 def _catch_errors(part: str, items: Iterator[object]) -> Iterator[object]:
@@ -290,35 +357,34 @@ def _read_entry(description: str, entry: object, is_target: bool) -> Tensor | st
         return entry
     if isinstance(entry, str):
         raise UsageError(f"{description} is a text; give token indices, or search the task `text` on a file")
-    return read_array(description, entry)
+    values = read_array(description, entry)
+    # Python's numbers are of double precision, which no model reads.
+    return values if is_target else compact_values(values, values.dim() + 1)
 
 
-def _check_shape(part: str, index: int, where: str, column: list[Any]) -> None:
+def _check_shape(part: str, index: int, where: str, column: FieldValues) -> None:
     first, last = getattr(column[0], "shape", None), getattr(column[-1], "shape", None)
     if first != last:
         described = "no shape" if last is None else f"the {'target of the ' if where else ''}shape {list(last)}"
         raise UsageError(f"data '{part}', item {index} has {described}, not that of item 0")
 
 
-def _check_memory(part: str, count: int, columns: list[list[Any]]) -> None:
+def _check_targets(part: str, count: int, columns: list[FieldValues]) -> None:
     size = sum(column[0].nbytes * count for column in columns if isinstance(column[0], Tensor))
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # other systems have no such numbers
-        return
-    if size > MEMORY_SHARE * total:
+    if exceeds_memory(size):
         raise UsageError(
-            f"data '{part}' takes more than {MEMORY_SHARE:.0%} of the memory after {count:,} items; give a part of it "
-            "(itertools.islice), since examples are held in memory"
+            f"data '{part}': targets take more than {MEMORY_SHARE:.0%} of the free memory after {count:,} items; give "
+            "a part of it (itertools.islice), since targets are held in memory"
         )
 
 
-def _join_columns(columns: Mapping[Any, list[Any]]) -> object:
-    """Return the columns as they were: one, a tuple, or a mapping of names."""
-    joined: dict[Any, object] = {
-        name: torch.stack(column) if isinstance(column[0], Tensor) else np.array(column, dtype=object)
-        for name, column in columns.items()
-    }
+def _join_columns(columns: Fields, files: Mapping[Any, FileArray]) -> object:
+    """Return the columns as they were: one, a tuple, or a mapping of names; those in files as such."""
+    joined: dict[Any, object] = {name: files.get(name) or _stack_column(column) for name, column in columns.items()}
     if list(joined) == [None]:
         return joined[None]
     return tuple(joined.values()) if all(isinstance(name, int) for name in joined) else joined
+
+
+def _stack_column(column: FieldValues) -> object:
+    return torch.stack(column) if isinstance(column[0], Tensor) else np.array(column, dtype=object)

@@ -114,13 +114,13 @@ def _divide_part(
 
 def _take_rows(parts: Mapping[str, Split], rows: Mapping[str, Rows], seed: int) -> Splits:
     splits = {name: part for name, part in parts.items() if name not in ("train", "val")}
-    splits |= {name: parts["train"].take(torch.from_numpy(index)) for name, index in rows.items()}
+    splits |= {name: parts["train"].select(torch.from_numpy(index)) for name, index in rows.items()}
     if (val := parts.get("val")) is not None:
         shares = {"select_val": 0.5}
         halves = divide_by_keys(val.keys, seed, shares) or draw_rows(len(val), seed, shares)
         # Functions that divide call the remainder "train"; by time, the examples of the search come first.
-        splits["search_val"] = val.take(torch.from_numpy(halves["train"]))
-        splits["select_val"] = val.take(torch.from_numpy(halves["select_val"]))
+        splits["search_val"] = val.select(torch.from_numpy(halves["train"]))
+        splits["select_val"] = val.select(torch.from_numpy(halves["select_val"]))
     return Splits(**splits)
 
 

@@ -1,4 +1,4 @@
-"""Boxes of images in files: COCO's ``annotations.json``, and YOLO's text file for each image.
+"""Boxes of images in files: COCO's ``annotations.json`` or its own layout, and YOLO's text file for each image.
 
 COCO's boxes are ``[x, y, width, height]`` in pixels of the image; a line of YOLO is ``class cx cy w h``, shares of the
 image's width and height around the box's center. Both become ``class, x1, y1, x2, y2`` as shares.
@@ -24,6 +24,8 @@ from autocompress.tasks.image_decoding import ORIENTATION, UNREADABLE, open_imag
 from autocompress.tasks.image_sources import PARTS, find_image_files
 
 ANNOTATIONS = ("annotations.json", "_annotations.coco.json")
+# COCO's own layout: annotations/instances_train2017.json for the images in train2017.
+INSTANCES_FOLDER, INSTANCES = "annotations", "instances_"
 IMAGES, LABELS = "images", "labels"
 Record = Mapping[str, Any]
 """An object of a JSON file."""
@@ -76,7 +78,8 @@ def read_boxes(path: Path, names: Sequence[str]) -> tuple[tuple[str, ...], dict[
     """Return the names of the classes and the parts of a folder: ``train``, and ``val`` and ``test`` if it has them.
 
     A part is a folder with ``annotations.json``, or with the folders ``images`` and ``labels``, which may also hold the
-    folders of the parts.
+    folders of the parts. In COCO's own layout, ``annotations/instances_train2017.json`` has the boxes of the images in
+    ``train2017``.
 
     Args:
         path: The folder.
@@ -90,6 +93,8 @@ def read_boxes(path: Path, names: Sequence[str]) -> tuple[tuple[str, ...], dict[
     own = _find_annotations(path)
     if own is not None:
         return _read_coco_parts({"train": own}, names)
+    if (instances := _find_instances(path / INSTANCES_FOLDER)) and not (path / LABELS).is_dir():
+        return _read_coco_parts(instances, names)
     if "train" in _find_parts(path / IMAGES):
         names_of_parts = _find_parts(path / IMAGES)
         folders = {part: (path / IMAGES / name, path / LABELS / name) for part, name in names_of_parts.items()}
@@ -115,6 +120,27 @@ def _find_parts(folder: Path) -> dict[str, str]:
 
 def _find_annotations(folder: Path) -> Path | None:
     return next((folder / name for name in ANNOTATIONS if (folder / name).is_file()), None)
+
+
+def _find_instances(folder: Path) -> dict[str, Path | None]:
+    """Return the file of each part in COCO's own layout; empty if there is none.
+
+    Raises:
+        UsageError: A part has two files, or ``train`` has none.
+    """
+    files: dict[str, Path | None] = {}
+    paths = sorted(folder.glob(f"{INSTANCES}*.json"))
+    for file in paths:
+        year = file.stem.removeprefix(INSTANCES)
+        part = next((part for part in PARTS if year.startswith(part)), None)
+        if part is None:
+            continue
+        if part in files:
+            raise UsageError(f"{files[part]} and {file} both have the boxes of {part}; keep one of them")
+        files[part] = file
+    if paths and "train" not in files:
+        raise UsageError(f"{folder} has {paths[0].name} and no {INSTANCES}train*.json; add the training part")
+    return files
 
 
 def _check_part(part: str, images: Sequence[tuple[str, list[RawBox]]], classes: Sequence[str]) -> BoxPart:
@@ -269,11 +295,17 @@ def _join_coco(
 def _locate_images(file: Path, rows: Sequence[Record]) -> dict[object, str]:
     """Return the path of each image by its id: in the folder ``images`` beside the file, or beside it.
 
+    Those of ``annotations/instances_NAME.json`` are in the folder ``NAME`` beside that folder, or in ``images/NAME``.
+
     Raises:
         UsageError: An image has no id or name, or has no file.
     """
     paths: dict[object, str] = {}
     missing = []
+    folders = [file.parent / IMAGES, file.parent]
+    if file.stem.startswith(INSTANCES):
+        root, own = file.parent.parent, file.stem.removeprefix(INSTANCES)
+        folders = [root / own, root / IMAGES / own, *folders]
     for row in rows:
         key, name = row.get("id"), row.get("file_name")
         if not isinstance(key, int | str) or not isinstance(name, str) or key in paths:
@@ -281,7 +313,7 @@ def _locate_images(file: Path, rows: Sequence[Record]) -> dict[object, str]:
                 f"{file}: an image needs an 'id' of its own and a 'file_name', not {show_value(key)} "
                 f"and {show_value(name)}"
             )
-        candidates = [os.path.join(folder, name) for folder in (file.parent / IMAGES, file.parent)]
+        candidates = [os.path.join(folder, name) for folder in folders]
         file_path = next((path for path in candidates if os.path.isfile(path)), None)
         if file_path is None:
             missing.append(candidates[0])

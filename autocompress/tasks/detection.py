@@ -31,8 +31,9 @@ class DetectionTask(PositionTask):
     """Boxes of objects in your own images: a folder with annotations.json (COCO), or with images/ and labels/ (YOLO).
 
     ``train``, ``val`` and ``test`` folders of that kind are used as such; missing splits are taken out of ``train`` at
-    random, by image. The image at ``file_name`` lies in ``images`` or beside annotations.json. YOLO's classes are named
-    by ``classes``, or by classes.txt or data.yaml in the folder.
+    random, by image. The image at ``file_name`` lies in ``images`` or beside annotations.json. COCO's own layout is
+    read too: ``annotations/instances_train2017.json`` with the images in ``train2017``. YOLO's classes are named by
+    ``classes``, or by classes.txt or data.yaml in the folder.
 
     Args:
         path: The folder.

@@ -12,6 +12,7 @@ from torch import Tensor
 from autocompress.core.heads import as_head
 from autocompress.core.task import ExampleKeys, Split, Splits, Task
 from autocompress.errors import UsageError
+from autocompress.tasks.mapped_arrays import FileSplit
 from autocompress.tasks.targets import make_strata
 
 # Splits whose examples are divided into folds. The test split stays as it is, and is read once.
@@ -42,19 +43,23 @@ def make_fold(task: Task, splits: Splits, index: int, count: int, seed: int) -> 
     calibration, search_val, train = rest[order].split([*sizes, len(rest) - sum(sizes)])
     # Ascending rows keep the order of the data, which a fit without shuffling would see.
     parts = {"train": train, "calibration": calibration, "search_val": search_val, "select_val": held_out}
-    return replace(splits, **{name: whole.take(rows.sort().values) for name, rows in parts.items()})
+    return replace(splits, **{name: whole.select(rows.sort().values) for name, rows in parts.items()})
 
 
 def join_splits(parts: list[Split]) -> Split:
-    """Return the examples of several splits as one, in memory."""
+    """Return the examples of several splits as one: in memory, or with the inputs of one file, which stay there."""
+    # Contents were compared before, and times have no folds.
+    keys = ExampleKeys(
+        groups=_join_keys([part.keys.groups for part in parts]), rows=_join_keys([part.keys.rows for part in parts])
+    )
+    files = [part for part in parts if isinstance(part, FileSplit)]
+    if len(files) == len(parts) and all(part.columns == files[0].columns for part in files):
+        labels = {head: torch.cat([part.targets[head] for part in files]) for head in files[0].targets}
+        return FileSplit(files[0].columns, torch.cat([part.rows for part in files]), labels, keys)
     # A split that makes its examples when they are taken, such as one of images, becomes a plain one.
     taken = [part.take(slice(None)) for part in parts]
     inputs = tuple(torch.cat(tensors) for tensors in zip(*(part.inputs for part in taken), strict=True))
     targets = {head: torch.cat([part.targets[head] for part in taken]) for head in taken[0].targets}
-    # Contents were compared before, and times have no folds.
-    keys = ExampleKeys(
-        groups=_join_keys([part.keys.groups for part in taken]), rows=_join_keys([part.keys.rows for part in taken])
-    )
     return Split(inputs, targets, keys)
 
 

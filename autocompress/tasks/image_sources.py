@@ -16,6 +16,7 @@ from torch import Tensor
 from autocompress.core.array_files import list_arrays, open_array, read_arrays
 from autocompress.errors import UsageError
 from autocompress.tasks.image_decoding import ImageSource, check_size, open_image
+from autocompress.tasks.mapped_arrays import CHECKED_ITEMS, MEMORY_SHARE, exceeds_memory
 
 Item = TypeVar("Item")
 
@@ -289,10 +290,17 @@ class SelectedImages(Sequence[Image.Image]):
 def _read_dataset(name: str, dataset: Dataset, limit: int | None) -> ImageSource:
     images: list[Image.Image] = []
     labels: list[int] = []
+    size = 0
     for number in range(len(dataset)):
+        if number % CHECKED_ITEMS == 0 and exceeds_memory(size):
+            raise UsageError(
+                f"the {name} data set takes more than {MEMORY_SHARE:.0%} of the free memory after {number:,} images; "
+                "save them in class folders, which are decoded into the cache folder (path=)"
+            )
         try:
             value, label = dataset[number]
             images.append(as_image(value))
+            size += len(images[-1].getbands()) * images[-1].width * images[-1].height
             labels.append(int(label))
         except (TypeError, ValueError, UsageError) as error:
             raise UsageError(f"item {number} of the {name} data set cannot be used: {error}") from None

@@ -117,6 +117,12 @@ class ImageSplit(Split):
             targets = {name: crop_target(part, crops, self.padding, (height, width)) for name, part in targets.items()}
         return {name: _index_pixels(part) if part.dtype == torch.uint8 else part for name, part in targets.items()}
 
+    def select(self, rows: Tensor) -> "ImageSplit":
+        """Return some of the images, which stay bytes."""
+        labels = {head: target[rows] for head, target in self.labels.items()}
+        crops = None if self.crops is None else self.crops[rows]
+        return ImageSplit(self.pixels, self.rows[rows], labels, self.normalization, crops, self.padding)
+
     def with_crops(self, crops: Tensor, padding: int) -> "ImageSplit":
         """Return the same images with another crop and flip for each."""
         return ImageSplit(self.pixels, self.rows, self.labels, self.normalization, crops, padding)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from autocompress.errors import UsageError, did_you_mean
 from autocompress.tasks.interaction_fields import DELIMITERS, parse_number, parse_text, parse_time, read_rows
+from autocompress.tasks.mapped_arrays import require_file_memory
 from autocompress.tasks.movielens import LAYOUTS, read_movielens
 
 # Names of columns of public data sets, in lower case, that stand for a default name which the file does not have.
@@ -129,6 +130,7 @@ def read_interactions(
         times = np.array(table.times)
         interactions = Interactions(users, items, np.array(table.ratings), False, times, table.features, table.names)
     elif path.suffix in DELIMITERS and path.is_file():
+        require_file_memory(path)
         interactions = _read_csv(path, columns, task, needs_value, takes_both)
     else:
         raise UsageError(f"{path} is neither a .csv or .tsv file nor a folder with {LAYOUTS}")

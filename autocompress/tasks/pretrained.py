@@ -21,6 +21,7 @@ from autocompress.core.task import InputSpec
 from autocompress.core.untrusted import LARGEST_JSON, read_regular_file
 from autocompress.errors import UsageError, did_you_mean
 from autocompress.tasks.base import locate_test_rows
+from autocompress.tasks.mapped_arrays import label_split
 from autocompress.tasks.tensors import ONLY_HEAD, Tensors
 from autocompress.tasks.text_encoding import UNTRUNCATED_SHARE
 from autocompress.tasks.text_files import read_texts
@@ -180,7 +181,7 @@ class PretrainedTexts(Tensors):
         # Texts that differ in case or white space alone are duplicates, whatever their tokens.
         for part, texts in self._texts.items():
             split = self._read[part]
-            self._read[part] = replace(split, keys=replace(split.keys, contents=digest_texts(texts)))
+            self._read[part] = label_split(split, keys=replace(split.keys, contents=digest_texts(texts)))
         self._read_heads({})
 
     @property

@@ -126,7 +126,7 @@ class Segmentation(PositionTask):
     @cached_property
     def notices(self) -> tuple[str, ...]:
         """Remarks on classes that no mask of the training part has, and on unreadable images."""
-        counts = torch.bincount(self._targets["train"].flatten().long(), minlength=NO_CLASS + 1)[: self.heads[HEAD]]
+        counts = _count_pixels(self._targets["train"]).sum(0)[: self.heads[HEAD]]
         absent = [name for name, count in zip(self.labels[HEAD], counts.tolist(), strict=True) if not count]
         remarks = [f"no pixel of train has the class {', '.join(absent)}"] if absent else []
         return (*remarks, *super().notices)
@@ -163,14 +163,18 @@ class Segmentation(PositionTask):
         Raises:
             UsageError: A mask has a number without a class, or there is one class.
         """
-        largest = {part: int(torch.where(masks == NO_CLASS, 0, masks).max()) for part, masks in self._targets.items()}
+        counts = {part: _count_pixels(masks) for part, masks in self._targets.items()}
+        used = {part: pixels[:, :NO_CLASS].sum(0).nonzero().flatten().tolist() for part, pixels in counts.items()}
+        largest = {part: max(numbers, default=0) for part, numbers in used.items()}
         if not any(largest.values()):
-            raise UsageError("no pixel of the masks has another class than 0, so that there is nothing to learn")
+            raise UsageError(
+                f"no pixel of the masks has another class than 0, so that there is nothing to learn ({NO_CLASS} marks "
+                "a pixel without a class)"
+            )
         names = [str(name) for name in classes] or [str(number) for number in range(max(largest.values()) + 1)]
         for part, number in largest.items():
             if number >= len(names):
-                masks = self._targets[part]
-                row = int((torch.where(masks == NO_CLASS, 0, masks).flatten(1).amax(1) == number).nonzero()[0])
+                row = int(counts[part][:, number].nonzero()[0])
                 raise UsageError(
                     f"{self._pairs[part].masks[row]} has the class {number}, but classes are numbered from 0 to "
                     f"{len(names) - 1}; name {number + 1} classes in task.segmentation.classes, or write {NO_CLASS} "
@@ -179,6 +183,12 @@ class Segmentation(PositionTask):
         if len(names) < 2:
             raise UsageError(f"task.segmentation.classes has the single class {names[0]}; a task needs at least two")
         return names
+
+
+def _count_pixels(masks: Tensor) -> Tensor:
+    """Return the number of pixels of each class in each mask, ``[N, 256]``, one mask at a time in memory."""
+    counts = [torch.bincount(mask.flatten(), minlength=NO_CLASS + 1) for mask in masks]
+    return torch.stack(counts)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from autocompress.core.array_files import read_arrays
 from autocompress.core.untrusted import check_data_file
 from autocompress.errors import UsageError, did_you_mean
+from autocompress.tasks.mapped_arrays import require_file_memory
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -48,6 +49,7 @@ def read_series(path: Path, label: str, key: str = "") -> Series:
     """
     if not path.is_file():
         raise UsageError(f"there is no file {path}; give a .csv, .tsv or .npz file")
+    require_file_memory(path)
     if path.suffix == ".npz":
         series = _read_npz(path, key)
     elif path.suffix in DELIMITERS:

@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from autocompress.core.array_files import check_memory
 from autocompress.core.untrusted import check_data_file
 from autocompress.errors import UsageError, did_you_mean
+from autocompress.tasks.mapped_arrays import PARQUET, require_file_memory
 from autocompress.tasks.signal_files import DELIMITERS
 from autocompress.tasks.text_files import open_text
 
-PARQUET = (".parquet", ".pq")
 # Texts that stand for a missing value, besides those of pandas ("", "NA", "null", "nan", ...).
 MISSING = ("?",)
 # Headers of columns that say when a row was written.
@@ -61,12 +60,8 @@ def read_table(path: Path) -> pd.DataFrame:
     suffix = Path(path.name.removesuffix(".gz")).suffix
     try:
         check_data_file(path)
+        require_file_memory(path)
         if path.suffix in PARQUET:
-            # A column of one value takes some bytes in a file, and eight for each row in memory.
-            from pyarrow import parquet
-
-            metadata = parquet.read_metadata(path)
-            check_memory(8 * metadata.num_rows * metadata.num_columns)
             table = pd.read_parquet(path)
         elif suffix in DELIMITERS:
             _check_header(path, DELIMITERS[suffix])

@@ -30,6 +30,7 @@ from autocompress.tasks.base import (
     split_randomly,
     stratify_rows,
 )
+from autocompress.tasks.mapped_arrays import require_file_memory
 from autocompress.tasks.signal_files import DELIMITERS
 from autocompress.tasks.split_rows import KeyColumn
 from autocompress.tasks.targets import metrics_of
@@ -103,6 +104,7 @@ def read_conll(path: Path, token_column: int, tag_column: int) -> Texts:
 def _read_conll_lines(path: Path, is_conllu: bool) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the columns of each line with a token; no columns for a blank line."""
     try:
+        require_file_memory(path)
         with open_text(path) as file:
             for number, line in enumerate(file, 1):
                 text = line.rstrip("\r\n")

@@ -259,6 +259,25 @@ def convert_targets(name: str, head: Head, targets: Tensor) -> Tensor:
     return shaped if head.has_positions or head.kind == "multilabel" else shaped.reshape(-1)
 
 
+def check_variety(name: str, head: Head, targets: Tensor) -> None:
+    """Check that the known targets of a head are not all equal: nothing could be learned, and R2 would be NaN.
+
+    Args:
+        name: Name of the head, for messages.
+        head: The head.
+        targets: Targets in the form that the head reads.
+
+    Raises:
+        UsageError: They are.
+    """
+    values = targets[~targets.isnan()] if targets.is_floating_point() else targets[targets != IGNORED]
+    if head.kind != "custom" and len(values) and bool((values == values.flatten()[0]).all()):
+        what = "value" if isinstance(head, Regression) else "class"
+        raise UsageError(
+            f"targets of '{name}' have the single {what} {float(values.flatten()[0]):g}; give at least two"
+        )
+
+
 def _from_one_hot(targets: Tensor) -> Tensor:
     return targets.argmax(1)
 

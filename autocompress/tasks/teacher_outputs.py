@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.core.config import Part
 from autocompress.core.heads import Head, as_head
-from autocompress.core.task import Split, Task
+from autocompress.core.task import Split, Task, bounded_batch
 from autocompress.errors import TrialError, UsageError
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.models.output_teacher import OutputTeacher
@@ -29,6 +29,8 @@ SMALLEST = 1e-6
 SUM_TOLERANCE = 1e-3
 # Training examples on which a teacher is checked, and that identify it.
 EXAMPLES_CHECKED = 2_048
+# Most examples that the source gets in one call.
+PREDICTED_EXAMPLES = 65_536
 # Accuracy that another order of the classes must gain before the order counts as wrong, and the least examples for it.
 GAIN, LEAST_EXAMPLES = 0.1, 50
 NO_TRAINING = (Part(FROM_TEACHER), Part.of("adamw", epochs=0))
@@ -100,10 +102,13 @@ class TeacherOutputs:
             UsageError: The source fails, or returns other outputs than on the examples that were checked.
         """
         if self.stored is None:
-            whole = split.take(slice(None))
-            arrays = [tensor.numpy() for tensor in whole.inputs]
             names = getattr(self.data, "names", ())
-            return {self.name: self._read_outputs(self.source.compute_inputs(arrays, names))}
+            # In batches, because the split may be larger than the memory.
+            outputs = [
+                self._read_outputs(self.source.compute_inputs([tensor.numpy() for tensor in batch.inputs], names))
+                for batch in split.batches(bounded_batch(split, PREDICTED_EXAMPLES))
+            ]
+            return {self.name: torch.cat(outputs)}
         if split.keys.rows is None:
             raise TrialError(f"the outputs of {self.source.description} are known for the rows of its table only")
         return {self.name: self.stored[split.keys.rows]}

@@ -1,9 +1,10 @@
 """Task of examples in memory: tensors, arrays, or a data set of ``(input, target)`` items."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -19,11 +20,25 @@ from autocompress.errors import UsageError, did_you_mean
 from autocompress.measure.custom_scores import register_metrics
 from autocompress.tasks.array_forms import as_pair, read_array, read_class_names
 from autocompress.tasks.base import Supervised, complete_splits, describe_imbalance, locate_test_rows, split_randomly
+from autocompress.tasks.mapped_arrays import (
+    Column,
+    FileArray,
+    check_finite,
+    compact_values,
+    exceeds_memory,
+    label_split,
+    list_columns,
+    locate_memmap,
+    make_split,
+    require_memory,
+    write_array,
+)
 from autocompress.tasks.split_rows import KeyColumn, parse_times
 from autocompress.tasks.targets import (
     Kind,
     check_head_names,
     check_output,
+    check_variety,
     make_strata,
     metrics_of,
     read_head,
@@ -32,6 +47,9 @@ from autocompress.tasks.targets import (
 
 # Name of the head if the targets are not a mapping.
 ONLY_HEAD = "label"
+
+# Bytes of a number in the types that a model reads.
+_LARGEST_ITEM = 8
 
 # Enough to find a text without padding where most texts have some.
 EXAMPLES_COMPARED = 64
@@ -106,7 +124,7 @@ class Tensors(Supervised):
             part: self._read_part(part, data) for part, data in (("val", val), ("test", test)) if data is not None
         }
         for part, keys in read_keys(self._read, groups, times).items():
-            self._read[part] = replace(self._read[part], keys=keys)
+            self._read[part] = label_split(self._read[part], keys=keys)
         train_split = self._read["train"]
         head_names = sorted(train_split.targets)
         for part, split in self._read.items():
@@ -114,6 +132,10 @@ class Tensors(Supervised):
                 raise UsageError(f"data '{part}' has the heads {sorted(split.targets)}, train has {head_names}")
         check_head_names({name: name for name in head_names})
         self._kinds: Kind | Mapping[str, Kind] = "auto" if isinstance(kinds, CustomHead) else kinds
+        if isinstance(self._kinds, Mapping):
+            unknown = next((str(name) for name in self._kinds if name not in head_names), None)
+            if unknown is not None:
+                raise UsageError(f"kinds has the head '{unknown}'; {did_you_mean(unknown, head_names)}")
         self._ignored = ignored
         self.inputs = tuple(self._input_spec(at, missing or {}) for at in range(len(train_split.inputs)))
         self._read_heads({})
@@ -158,8 +180,8 @@ class Tensors(Supervised):
 
         Of the first training examples, it is the one with the fewest zeros in its first input, if that holds tokens.
         """
-        inputs = self._read["train"].inputs
-        first = inputs[0][:EXAMPLES_COMPARED]
+        inputs = self._read["train"].take(slice(0, EXAMPLES_COMPARED)).inputs
+        first = inputs[0]
         row = 0 if first.is_floating_point() else int(first.flatten(1).count_nonzero(1).argmax())
         return tuple(tensor[row : row + 1] for tensor in inputs)
 
@@ -167,8 +189,11 @@ class Tensors(Supervised):
         """Return five splits: by groups or times, or else stratified by the first head if it has classes or numbers.
 
         Raises:
-            UsageError: A class has too few examples, or there are too few groups or times.
+            UsageError: All targets of a head are equal, a class has too few examples, or there are too few groups or
+                times.
         """
+        for name, targets in self._parts["train"].targets.items():
+            check_variety(name, as_head(self.heads[name]), targets)
         strata = self._make_strata()
         if strata is None:
             return split_randomly(self._parts, seed)
@@ -191,11 +216,8 @@ class Tensors(Supervised):
         """Return the examples of the test split: an array, or a mapping of names to arrays for several inputs."""
         strata = self._make_strata()
         part, rows = locate_test_rows(self._parts, seed, strata, at_random=strata is None)
-        arrays = [tensor[torch.from_numpy(rows)].numpy() for tensor in self._parts[part].inputs]
-        if len(arrays) == 1:
-            return list(arrays[0])
         names = [entry.name for entry in self.specify_preprocessing(seed)]
-        return [dict(zip(names, values, strict=True)) for values in zip(*arrays, strict=True)]
+        return ExampleSequence(self._parts[part].select(torch.from_numpy(rows)), names)
 
     def teacher(self) -> tuple[Part, Part]:
         """Raise an error, because examples in memory have no default teacher.
@@ -239,7 +261,7 @@ class Tensors(Supervised):
         self.heads: Mapping[str, int] = {name: Custom(size, head.primary, bound) for name, size in sizes.items()}
         self.metrics = head.scores
         self._parts = {
-            part: replace(split, targets=dict.fromkeys(sizes, split.targets[ONLY_OUTPUT]))
+            part: label_split(split, dict.fromkeys(sizes, split.targets[ONLY_OUTPUT]))
             for part, split in self._read.items()
         }
 
@@ -262,14 +284,14 @@ class Tensors(Supervised):
         self._guesses = tuple(filter(None, guesses))
         self.heads = heads
         self.metrics = metrics_of(list(heads.values()))
-        self._parts = {part: replace(split, targets=targets[part]) for part, split in self._read.items()}
+        self._parts = {part: label_split(split, targets[part]) for part, split in self._read.items()}
         for name, names in self.labels.items():
             count = heads[name].named_outputs if name in heads else None
             if len(names) != count:
                 raise UsageError(f"labels name {len(names)} classes of '{name}', which has {count}")
 
     def _input_spec(self, position: int, missing: Mapping[str | int, int]) -> InputSpec:
-        tensors = [part.inputs[position] for part in self._read.values()]
+        tensors = [list_columns(part)[position] for part in self._read.values()]
         shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
         if len(shapes) > 1:
             raise UsageError(f"input {position} has the shapes {sorted(shapes)} in {' and '.join(self._read)}")
@@ -277,6 +299,36 @@ class Tensors(Supervised):
         # Whole numbers are indices into an embedding table of this size.
         vocabulary = 0 if tensors[0].is_floating_point() else max(int(tensor.max()) for tensor in tensors) + 1
         return InputSpec(shapes.pop(), vocabulary, padding)
+
+
+@dataclass(frozen=True)
+class ExampleSequence(Sequence[RawExample]):
+    """The examples of a split, each read when it is asked for: an array, or a mapping of names to arrays.
+
+    Attributes:
+        split: The split.
+        names: Names of the inputs.
+    """
+
+    split: Split
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    @overload
+    def __getitem__(self, index: int) -> RawExample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "ExampleSequence": ...
+
+    def __getitem__(self, index: int | slice) -> "RawExample | ExampleSequence":
+        rows = torch.arange(len(self))[index].reshape(-1)
+        part = self.split.select(rows)
+        if isinstance(index, slice):
+            return ExampleSequence(part, self.names)
+        arrays = [tensor[0].numpy() for tensor in part.inputs]
+        return arrays[0] if len(arrays) == 1 else dict(zip(self.names, arrays, strict=True))
 
 
 def _list_items(part: str, targets: object) -> list[object]:
@@ -303,7 +355,8 @@ def read_examples(
         classes: Names of the classes of each head; the names of a head of texts are added. ``None`` refuses texts.
 
     Raises:
-        UsageError: Lengths differ, a target is no number, or an input is not finite.
+        UsageError: Lengths differ, a target is no number, an input is not finite, or the data fit neither into memory
+            nor onto the disk.
     """
     raw_inputs, raw_targets = as_pair(part, data)
     names: tuple[str, ...] = ()
@@ -325,7 +378,7 @@ def read_examples(
     sizes = {len(tensor) for tensor in (*inputs, *targets.values())}
     if len(sizes) > 1:
         raise UsageError(f"data '{part}' has inputs and targets of different lengths: {sorted(sizes)}")
-    return Split(inputs, targets), names
+    return make_split(inputs, targets), names
 
 
 def read_keys(parts: Mapping[str, Split], groups: object, times: object) -> dict[str, ExampleKeys]:
@@ -384,6 +437,9 @@ def _as_times(array: NDArray[Any], part: str) -> NDArray[np.float64]:
 
 def _read_targets(description: str, head: str, value: object, classes: dict[str, list[str]] | None) -> Tensor:
     """Return the targets of one head; texts become indices of the classes that they name."""
+    require_memory(
+        description, _LARGEST_ITEM * math.prod(getattr(value, "shape", (0,))), "targets are held there: give a part"
+    )
     if classes is not None:
         named = read_class_names(description, value, classes.get(head))
         if named is not None:
@@ -392,16 +448,28 @@ def _read_targets(description: str, head: str, value: object, classes: dict[str,
     return read_targets(description, value)
 
 
-def _read_input(description: str, value: object) -> Tensor:
+def _read_input(description: str, value: object) -> Column:
+    """Return an input of all examples as float32 or int64, in memory, or in a file if it is large or in one already.
+
+    Raises:
+        UsageError: It cannot be used, or is too large for the disk.
+    """
+    column = value if isinstance(value, FileArray) else locate_memmap(description, value)
+    if column is not None:
+        return column
+    # Only this sparse form has slices of rows.
+    value = value.tocsr() if hasattr(value, "tocsr") else value
+    shape = getattr(value, "shape", ())
+    # Frames and lists have no such slices; a copy of them takes no more than they do.
+    is_divisible = hasattr(value, "toarray") or isinstance(value, np.ndarray)
+    is_divisible |= isinstance(value, Tensor) and value.layout is torch.strided
+    if is_divisible and shape and exceeds_memory(_LARGEST_ITEM * math.prod(shape)):
+        return write_array(description, value, read_array)
     tensor = read_array(description, value)
     if not tensor.dim():
         raise UsageError(f"{description} is a single number; axis 0 must be the examples")
     if tensor.is_floating_point():
-        is_finite = tensor.flatten(1).isfinite().all(1) if tensor.dim() > 1 else tensor.isfinite()
-        if not bool(is_finite.all()):
-            raise UsageError(f"{description} is not finite in example {int((~is_finite).nonzero()[0])}")
-        return tensor.float()
+        check_finite(description, tensor)
     # Booleans are features 0 and 1, and bytes along several axes the pixels of an image: neither are indices.
-    if tensor.dtype is torch.bool or (tensor.dtype is torch.uint8 and tensor.dim() > 2):
-        return tensor.float()
-    return tensor.long()
+    values = compact_values(tensor, tensor.dim())
+    return values if values.dtype is torch.int64 else values.float()

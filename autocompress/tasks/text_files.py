@@ -13,6 +13,7 @@ from typing import TextIO
 
 from autocompress.core.untrusted import check_data_file
 from autocompress.errors import UsageError, did_you_mean
+from autocompress.tasks.mapped_arrays import require_file_memory
 from autocompress.tasks.signal_files import DELIMITERS
 from autocompress.tasks.text_encoding import has_token
 
@@ -65,6 +66,7 @@ def read_texts(path: Path, text: str, labels: Sequence[str], kind: str, key: str
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix not in DELIMITERS:
         raise UsageError(f"{path} is neither a .csv nor a .tsv file (optionally compressed as .gz)")
+    require_file_memory(path)
     complete_rows: list[tuple[int, str, list[str]]] = []
     keys: list[str] = []
     left_out: Counter[str] = Counter()

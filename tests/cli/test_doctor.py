@@ -34,7 +34,7 @@ def test_a_missing_folder_is_checked_by_its_parent(tmp_path: Path, monkeypatch: 
 
 def test_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     for free, state in ((1e9, "warning"), (8e9, "ok"), (None, "ok")):
-        monkeypatch.setattr(doctor, "_free_memory", lambda free=free: free)
+        monkeypatch.setattr(doctor, "free_memory", lambda free=free: free)
         assert doctor.check_memory().state == state
 
 

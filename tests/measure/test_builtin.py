@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress.core.heads import Regression
 from autocompress.core.method import LayerBits
 from autocompress.core.registry import OBJECTIVES
 from autocompress.errors import TrialError, UnknownNameError
@@ -63,9 +64,18 @@ def test_retention_by_hand():
     assert measure(Subject(teacher, targets, teacher), ["retention"])["retention"] == 1
 
 
-def test_retention_is_nan_for_a_useless_teacher_and_for_outputs_that_are_not_finite():
+def test_retention_of_a_teacher_without_score_or_error_is_a_number():
     useless, targets = {"label": torch.tensor([[1.0, 0.0]])}, {"label": torch.tensor([1])}
-    assert math.isnan(measure(Subject(useless, targets, useless), ["retention"])["retention"])
+    better = {"label": torch.tensor([[0.0, 1.0]])}
+    # A candidate whose scores are not all finite has failed, so that no trial of such a teacher would succeed.
+    for student in (useless, better):
+        assert measure(Subject(student, targets, useless), ["retention"])["retention"] == 1
+    numbers, heads = {"label": torch.tensor([1.0, 2.0])}, {"label": Regression(1)}
+    exact = {"label": torch.tensor([[1.0], [2.0]])}
+    assert measure(Subject(exact, numbers, exact, heads=heads), ["retention"])["retention"] == 1
+
+
+def test_retention_is_nan_for_outputs_that_are_not_finite():
     one, broken = subject(), {"label": torch.full((240, 10), math.inf)}
     assert math.isnan(measure(Subject(broken, one.targets, one.logits), ["retention"])["retention"])
     assert math.isnan(measure(Subject(one.logits, one.targets, broken), ["retention"])["retention"])

@@ -46,6 +46,24 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(record))
 
 
+def write_official(folder: Path, images: str = "") -> Path:
+    """Turn the sample into COCO's own layout, the first 40 images as train2017 and the others as val2017."""
+    record = json.loads((folder / "annotations.json").read_text())
+    (folder / "annotations").mkdir()
+    for name, numbers in (("train2017", range(40)), ("val2017", range(40, 1000))):
+        (folder / images / name).mkdir(parents=True)
+        part = {
+            "images": [entry for entry in record["images"] if entry["id"] in numbers],
+            "annotations": [entry for entry in record["annotations"] if entry["image_id"] in numbers],
+            "categories": record["categories"],
+        }
+        (folder / "annotations" / f"instances_{name}.json").write_text(json.dumps(part))
+        for entry in part["images"]:
+            shutil.move(folder / "images" / entry["file_name"], folder / images / name / entry["file_name"])
+    (folder / "annotations.json").unlink()
+    return folder
+
+
 def write_yolo(folder: Path) -> Path:
     """Turn the sample into YOLO's form."""
     record = json.loads((folder / "annotations.json").read_text())
@@ -417,3 +435,27 @@ def test_a_detector_is_searched_distilled_pruned_and_exported(folder: Path, tmp_
     assert verification is not None
     assert verification.metric == "mean_ap"
     assert verification.pipeline_agreement["boxes"] >= 0.99
+
+
+@pytest.mark.parametrize("images", ["", "images"])
+def test_the_layout_of_coco_itself_is_read(folder: Path, images: str) -> None:
+    count = len(json.loads((folder / "annotations.json").read_text())["images"])
+    task = DetectionTask(write_official(folder, images))
+    splits = task.splits(0)
+    # The validation part is halved.
+    assert len(splits.search_val) + len(splits.select_val) == count - 40
+    assert len(splits.train) + len(splits.calibration) + len(splits.test) == 40
+    assert list(task.labels["boxes"]) == ["square", "ring"]
+
+
+def test_faults_of_the_layout_of_coco_are_named(folder: Path) -> None:
+    train = write_official(folder) / "annotations" / "instances_train2017.json"
+    shutil.copy(train, train.with_name("instances_train2014.json"))
+    with pytest.raises(UsageError, match=r"train2014\.json and .*train2017\.json both have the boxes of train"):
+        DetectionTask(folder)
+    train.unlink()
+    with pytest.raises(UsageError, match=r"40 of 40 images .* are missing, the first is .*train2014"):
+        DetectionTask(folder)
+    train.with_name("instances_train2014.json").unlink()
+    with pytest.raises(UsageError, match=r"has instances_val2017\.json and no instances_train\*\.json"):
+        DetectionTask(folder)

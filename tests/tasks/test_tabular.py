@@ -1,5 +1,4 @@
 import gzip
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from autocompress.core.heads import Regression, as_head
 from autocompress.core.preprocessing import CategoriesInput, NumbersInput
 from autocompress.errors import UsageError
 from autocompress.export.pipeline import ENCODERS, PipelineError
+from autocompress.tasks import mapped_arrays
 from autocompress.tasks.tabular import Tabular
 
 N = 120
@@ -86,8 +86,10 @@ def test_a_column_that_says_nothing_of_other_rows_is_left_out(
 
 def test_a_parquet_file_larger_than_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, frame(), "table.parquet")
-    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 64}.__getitem__)
-    with pytest.raises(UsageError, match=r"table\.parquet cannot be read .*this machine has 64 B of memory"):
+    monkeypatch.setattr(mapped_arrays, "free_memory", lambda: 64)
+    with pytest.raises(
+        UsageError, match=r"table\.parquet takes .* and 64 B of memory are free; give a part of its rows"
+    ):
         Tabular(path)
 
 

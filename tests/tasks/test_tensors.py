@@ -133,9 +133,19 @@ def test_what_cannot_be_used_is_named(given, message):
         Tensors(given())
 
 
-def test_one_class_is_refused_before_any_training():
-    with pytest.raises(UsageError, match="single class"):
-        Tensors((torch.randn(50, 2), torch.zeros(50, dtype=torch.int64))).splits(0)
+@pytest.mark.parametrize(
+    ("targets", "kinds", "message"),
+    [
+        (torch.zeros(50).long(), "classes", "targets of 'label' have the single class 0"),
+        (torch.full((50,), 2.5), "regression", "targets of 'label' have the single value 2.5"),
+        (torch.ones(50, 3).long(), "multilabel", "targets of 'label' have the single class 1"),
+        (torch.full((50, 2, 2), -100).index_fill(0, torch.tensor(3), 2), "dense", "have the single class 2"),
+        ({"a": torch.arange(50) % 2, "b": torch.ones(50).long()}, "classes", "targets of 'b' have the single class 1"),
+    ],
+)
+def test_targets_that_are_all_equal_are_refused_before_any_training(targets, kinds, message):
+    with pytest.raises(UsageError, match=message):
+        Tensors((torch.randn(50, 1, 2, 2), targets), kinds=kinds).splits(0)
 
 
 def test_parts_must_agree():
@@ -149,3 +159,17 @@ def test_parts_must_agree():
 def test_labels_must_fit():
     with pytest.raises(UsageError, match="name 3 classes of 'label', which has 2"):
         Tensors(data(), labels=["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("targets", "kinds", "message"),
+    [
+        ([0, "a"] * 25, "auto", "has texts and numbers, such as 0"),
+        ([0.5, "a", None, "b", "b"] * 10, "auto", "has texts and numbers, such as 0.5"),
+        ([0, [1, 2]] * 25, "auto", "rows of different lengths"),
+        (torch.arange(50) % 2, {"labels": "classes"}, "kinds has the head 'labels'; did you mean 'label'"),
+    ],
+)
+def test_mixed_targets_and_kinds_of_other_heads_are_refused(targets, kinds, message):
+    with pytest.raises(UsageError, match=message):
+        Tensors((torch.randn(50, 2), targets), kinds=kinds)
