@@ -143,7 +143,7 @@ def select_uniformly(groups: Sequence[ScoredGroup], ratio: float) -> list[list[i
 
 def _choose_removals(groups: Sequence[ScoredGroup], selected: Sequence[list[int]], multiple: int) -> list[Removal]:
     """Return the groups with the channels to remove, rounded so that each group keeps a multiple."""
-    removals = []
+    removals: list[Removal] = []
     for scored, indices in zip(groups, selected, strict=True):
         # A channel of a group may be several of a layer, as a head is: heads of size 16 always make a multiple of 4.
         step = multiple // gcd(multiple, scored.group.width // scored.group.channels)
