@@ -448,7 +448,7 @@ CASES: Mapping[str, Case] = {
         (
             *SERIAL,
             "search.trials=3",
-            "student={from_teacher: {pruning_ratio: {low: 0.5, high: 0.7}, hidden_ratio: [0.5, 0.6], "
+            "student={from_teacher: {pruning_ratio: {low: 0.52, high: 0.6}, hidden_ratio: 0.5, "
             "depth_ratio: 0.5, depth_selection: spread, allocation: uniform, round_to: 4}}",
             "distill={soft_target: {temperature: {low: 1, high: 4}, alpha: {low: 0.3, high: 0.9}}}",
             "fit.adamw.epochs=12",

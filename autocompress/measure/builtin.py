@@ -123,8 +123,8 @@ def divide_scores(ours: float, theirs: float) -> float:
     finite: a candidate with another one has failed.
 
     Example:
-        >>> divide_scores(0.6, 0.8), divide_scores(0.0, 0.0), divide_scores(0.3, 0.0)
-        (0.75, 1.0, 1.0)
+        >>> divide_scores(0.4, 0.8), divide_scores(0.0, 0.0), divide_scores(0.3, 0.0)
+        (0.5, 1.0, 1.0)
     """
     if theirs > 0 or math.isnan(theirs) or math.isnan(ours):
         return ours / theirs

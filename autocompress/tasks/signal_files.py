@@ -49,7 +49,8 @@ def read_series(path: Path, label: str, key: str = "") -> Series:
     """
     if not path.is_file():
         raise UsageError(f"there is no file {path}; give a .csv, .tsv or .npz file")
-    require_file_memory(path)
+    if path.suffix == ".npz" or path.suffix in DELIMITERS:
+        require_file_memory(path)
     if path.suffix == ".npz":
         series = _read_npz(path, key)
     elif path.suffix in DELIMITERS:

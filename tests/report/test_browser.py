@@ -464,6 +464,7 @@ def test_hostile_names_do_nothing(browser: Any, tmp_path: Path) -> None:
         assert result.count("img") == 0
         assert result.count("a[href^='javascript']") == 0
         # A mark that reverses the text behind it is shown as its number.
+        result.tab.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
         text = result.tab.evaluate("document.body.innerText")
         assert "\u202e" not in text
         assert "\\u202egpj.exe" in text

@@ -161,7 +161,7 @@ class TestDataSets:
             Tensors(data) if len(data) != 3 else Tensors(data[:2], labels=["a", "b"])
 
     def test_more_than_the_memory_holds_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("autocompress.tasks.array_forms.MEMORY_SHARE", 1e-12)
+        monkeypatch.setattr("autocompress.tasks.mapped_arrays.MEMORY_SHARE", 1e-12)
         endless = ((X[0], 1) for _ in iter(int, 1))
-        with pytest.raises(UsageError, match="of the memory after 1 items"):
+        with pytest.raises(UsageError, match="of the free memory after 1 items"):
             Tensors(endless)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import autocompress
+from autocompress.core.registry import TASKS
 from autocompress.core.task import Split
 from autocompress.errors import UsageError
 from autocompress.tasks import mapped_arrays
@@ -26,6 +27,8 @@ TARGETS = torch.arange(200) % 2
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
+    # A model that a test brings is no task of the next one.
+    monkeypatch.setattr(TASKS, "_objects", {name: TASKS.get(name) for name in TASKS})
     return tmp_path / "cache" / "arrays"
 
 

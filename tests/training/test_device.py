@@ -129,6 +129,8 @@ def test_precision_is_chosen_and_lowered_where_the_model_runs() -> None:
         requested.append(device)
         return nullcontext()
 
+    # Its teacher is trained on the processor when it is first used.
+    load_pipeline(SETUP)
     with a_card() as card, mock.patch("torch.autocast", lowered):
         trained(card, Part.of("adamw", **{**FIT.values, "precision": "auto"}))
     assert set(requested) == {CARD}
