@@ -239,7 +239,11 @@ class Pipeline:
         encoded = {}
         for name, encoder in self._encoders.items():
             try:
-                encoded[name] = values[name], encoder(values[name])
+                with np.errstate(over="ignore"):
+                    tensor = encoder(values[name])
+                if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+                    raise PipelineError("a value is too large for single precision")
+                encoded[name] = values[name], tensor
             except PipelineError as error:
                 raise PipelineError(f"example {row}, {name}: {error}") from error
         return encoded

@@ -133,3 +133,16 @@ def test_whatever_json_is_sent_it_is_encoded_or_refused_with_a_reason(
     # Any other exception fails: the service would answer it with status 500.
     with suppress(RequestError, PipelineError):
         encode(example, *inputs)
+
+
+@pytest.mark.parametrize(
+    ("entry", "example"),
+    [
+        (SERIES, [0, 0, 3.5e38]),
+        ({**SERIES, "std": [0.1]}, [0, 0, 1e38]),
+        (dict(ROW), {"a": 1, "b": 2, "c": 3, "d": 1e39}),
+    ],
+)
+def test_a_number_that_single_precision_does_not_hold_is_refused(entry: dict[str, Any], example: object) -> None:
+    with pytest.raises(PipelineError, match="a value is too large for single precision"):
+        encode(example, entry)
