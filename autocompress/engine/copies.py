@@ -94,7 +94,9 @@ def find_difference(info: RunInfo, earlier: RunInfo) -> str:
 def _group_jobs(run: RunStore, info: RunInfo, space: Space) -> list[list[Job]]:
     """Return the jobs of each complete trial of the front that the space holds: the trial, then its refinements."""
     stored = [trial for trial in run.read_trials() if trial.job.role is Role.SEARCH and trial.state is State.COMPLETE]
-    on_front = find_front((run.read_trial_candidates(trial.job.number) for trial in stored), info.objectives)
+    candidates = [run.read_trial_candidates(trial.job.number) for trial in stored]
+    # Those that the search saw on its front, and those of the final front, which the user saw.
+    on_front = set[CompressionConfig]().union(*(find_front(candidates, info.objectives, split) for split in VALIDATION))
     groups: dict[CompressionConfig, list[Job]] = {}
     for trial in stored:
         if trial.job.training in on_front:

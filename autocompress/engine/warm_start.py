@@ -161,18 +161,27 @@ def _group_refinements(
     return groups
 
 
-def find_front(trials: Iterable[Sequence[Candidate]], objectives: Sequence[ObjectiveSpec]) -> set[CompressionConfig]:
-    """Return the trainings with a candidate on the front of the given objectives."""
+def find_front(
+    trials: Iterable[Sequence[Candidate]], objectives: Sequence[ObjectiveSpec], split: str = "search_val"
+) -> set[CompressionConfig]:
+    """Return the trainings with a candidate on the front of the given objectives.
+
+    Args:
+        trials: Candidates of each trial.
+        objectives: Objectives of the front.
+        split: Split of the scores: a search sees those of ``search_val``, its final front has those of ``select_val``.
+    """
     complete = [candidate for trial in trials for candidate in trial if candidate.complete]
     if not complete:
         return set()
-    points = np.array([[_read_value(candidate, objective.name) for objective in objectives] for candidate in complete])
+    names = [objective.name for objective in objectives]
+    points = np.array([[_read_value(candidate, name, split) for name in names] for candidate in complete])
     dominated = is_dominated(points, [objective.direction for objective in objectives])
     return {candidate.config.training for candidate, is_out in zip(complete, dominated, strict=True) if not is_out}
 
 
-def _read_value(candidate: Candidate, name: str) -> float:
-    value = candidate.costs.get(name, candidate.scores.get("search_val", {}).get(name))
+def _read_value(candidate: Candidate, name: str, split: str) -> float:
+    value = candidate.costs.get(name, candidate.scores.get(split, {}).get(name))
     # A value that is not finite is never on a front.
     return float("nan") if value is None else float(value)
 

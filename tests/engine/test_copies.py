@@ -47,6 +47,8 @@ def test_the_whole_earlier_front_is_there_before_the_first_trial(small_run: Path
     trials = read_search(again.folder)
     copied = list_copied(trials)
     assert 0 < len(copied) <= 3
+    final = set(autocompress.load(small_run).to_pandas()["trial"])
+    assert {trial.job.training for trial in read_search(small_run) if trial.job.number in final} <= copied
     assert find_notice(again, "copied").startswith(f"copied with weights from the front of {small_run}: {len(copied)} ")
     # The budget of one trial is left to the search.
     assert len({trial.job.training for trial in trials} - copied) == 1

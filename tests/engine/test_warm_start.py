@@ -11,8 +11,8 @@ from typing import cast
 
 import pytest
 
-from autocompress.core.config import Part
-from autocompress.core.records import Job, TrialResult
+from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.records import Candidate, Job, TrialResult
 from autocompress.core.run_info import ObjectiveSpec
 from autocompress.core.task import Task
 from autocompress.engine.archive import Archive, Progress
@@ -23,7 +23,14 @@ from autocompress.engine.sampler.acquisition import EarlierTrial
 from autocompress.engine.scheduler.compute_cost import candidate_epoch_cost
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
-from autocompress.engine.warm_start import FILE, WarmStart, load_warm_start, read_warm_start, write_warm_start
+from autocompress.engine.warm_start import (
+    FILE,
+    WarmStart,
+    find_front,
+    load_warm_start,
+    read_warm_start,
+    write_warm_start,
+)
 from autocompress.errors import RunFolderError, UsageError
 from autocompress.store.run_store import RunStore
 from tests.engine.driving import (
@@ -261,3 +268,17 @@ def test_a_warm_start_reaches_the_earlier_front_in_a_third_of_the_compute_cost(t
         needed, before = (next(cost for cost, volume in run if volume >= 0.999 * final) for run in (warm, cold))
         ratios.append(needed / before)
     assert sorted(ratios)[1] <= 1 / 3, ratios
+
+
+def test_the_front_is_that_of_the_split() -> None:
+    objectives = [ObjectiveSpec("accuracy", "maximize", kind="score"), ObjectiveSpec("bytes", "minimize", kind="cost")]
+
+    def build(number: int, searched: float, selected: float, size: float) -> Candidate:
+        config = CompressionConfig(Part.of("cnn", width=8 + number), (Part("none"),), Part("adamw"))
+        scores = {"search_val": {"accuracy": searched}, "select_val": {"accuracy": selected}}
+        return Candidate(f"t{number}c0", number, config, 1, scores, {"bytes": size})
+
+    # The larger one is better on the second split alone.
+    small, large = build(0, 0.9, 0.8, 10.0), build(1, 0.9, 0.95, 20.0)
+    assert find_front([[small], [large]], objectives) == {small.config.training}
+    assert find_front([[small], [large]], objectives, "select_val") == {small.config.training, large.config.training}
