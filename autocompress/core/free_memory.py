@@ -1,4 +1,4 @@
-"""Memory that is free on this machine, and sizes in words."""
+"""Memory that is free on this machine."""
 
 from pathlib import Path
 

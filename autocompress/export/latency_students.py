@@ -148,8 +148,9 @@ def _build_networks(
     if INTEGER in info.precisions.kernels and request.integer_layers:
         choices += [[], *list_mixtures(request).values()]
     layers, inputs = layer_costs(folded, example), [tensor.numpy() for tensor in example]
+    target = make_target(info.name, info.options)
     for in_float in choices:
         computed = {name: widths for name, widths in bits.items() if name not in in_float}
         graph = traced.build([*in_float, *request.float_layers])
-        content = bytes(make_target(info.name, info.options).adapt_graph(graph).SerializeToString())
+        content = bytes(target.adapt_graph(graph).SerializeToString())
         yield tuple(list_layer_work(layers, computed)), TimedNetwork(content, inputs)

@@ -49,14 +49,10 @@ def read_series(path: Path, label: str, key: str = "") -> Series:
     """
     if not path.is_file():
         raise UsageError(f"there is no file {path}; give a .csv, .tsv or .npz file")
-    if path.suffix == ".npz" or path.suffix in DELIMITERS:
-        require_file_memory(path)
-    if path.suffix == ".npz":
-        series = _read_npz(path, key)
-    elif path.suffix in DELIMITERS:
-        series = _read_csv(path, label, key)
-    else:
+    if path.suffix not in (".npz", *DELIMITERS):
         raise UsageError(f"{path} is neither a .csv, a .tsv nor an .npz file")
+    require_file_memory(path)
+    series = _read_npz(path, key) if path.suffix == ".npz" else _read_csv(path, label, key)
     if len(series.labels) == 0 or series.values.shape[2] == 0:
         raise UsageError(f"{path} contains no series")
     return series
