@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias
 
 from autocompress.core.records import Job, TrialResult
+from autocompress.core.registry import WorkerPlugins, collect_plugins
 
 Ask: TypeAlias = Callable[[], Job | None]
 Tell: TypeAlias = Callable[[Job, TrialResult], None]
@@ -61,6 +62,17 @@ class Backend(ABC):
 
     name: ClassVar[str]
     libraries: ClassVar[tuple[str, ...]] = ()
+
+    def collect_plugins(self, task: str) -> WorkerPlugins:
+        """Return what the processes of the backend need besides this package.
+
+        Args:
+            task: Name of the task of the run.
+
+        Raises:
+            UsageError: The task exists in this process alone, and cannot be sent to another one.
+        """
+        return collect_plugins([task])
 
     @property
     def is_remote(self) -> bool:

@@ -18,7 +18,7 @@ from autocompress.backends.base import (
     skip_idle_work,
 )
 from autocompress.backends.workers import WorkerPool
-from autocompress.core.registry import BACKENDS
+from autocompress.core.registry import BACKENDS, WorkerPlugins
 from autocompress.errors import UsageError
 
 
@@ -35,6 +35,10 @@ class Serial(Backend):
 
     def __init__(self, workers: int = 1, limits: TrialLimits = NO_LIMITS) -> None:
         self.workers = 1
+
+    def collect_plugins(self, task: str) -> WorkerPlugins:
+        """Return nothing: this process has the plugins and the task, whose objects need not be picklable."""
+        return WorkerPlugins()
 
     def run(self, ask: Ask, evaluate: Evaluate, tell: Tell, idle_work: IdleWork = skip_idle_work) -> None:
         """Ask, evaluate and tell, one job after the other."""

@@ -12,7 +12,6 @@ from autocompress.analysis.pareto import primary_objectives
 from autocompress.analysis.selection import select_candidate
 from autocompress.core.config import CompressionConfig, fingerprint
 from autocompress.core.records import CompressionRecipe, Job, Role, State, TrialResult
-from autocompress.core.registry import collect_plugins
 from autocompress.engine.archive import INTERRUPTED_REASON, validate_result
 from autocompress.engine.driver import MAX_ATTEMPTS
 from autocompress.engine.runner import make_backend
@@ -67,7 +66,7 @@ def confirm_candidates(
         repeats.record_start(ids)
         with pool.open(folder):
             teacher = _serialize_teacher(setup) if pool.is_remote else None
-            runner = TrialRunner(setup, collect_plugins([setup.task.name]), teacher)
+            runner = TrialRunner(setup, pool.collect_plugins(setup.task.name), teacher)
             pool.prepare(runner)
             pool.run(repeats.ask, runner, repeats.tell)
         repeats.check_success()

@@ -104,7 +104,6 @@ def cross_fit(
     backend: Backend,
     store: RunStore,
     count: int,
-    plugins: WorkerPlugins,
     on_phase: Callable[[str], None] = lambda text: None,
 ) -> str:
     """Train the finalists and the teacher in every fold, store their out-of-fold scores, and return a notice.
@@ -114,7 +113,6 @@ def cross_fit(
         backend: Backend of the run, which is not open.
         store: The open store of the run.
         count: Number of folds.
-        plugins: The plugins that the run uses.
         on_phase: Receiver of one line at the start of each phase.
     """
     finalists = select_finalists(store)
@@ -127,7 +125,7 @@ def cross_fit(
             teachers.append(teacher_record(replace(setup, fold=(fold, count))))
     trainings = FoldTrainings(join_inside(store.folder, FOLDER), finalists, count, on_phase)
     if trainings.waiting:
-        runner = FoldRunner(setup, plugins, trainings.fold_of_job, count)
+        runner = FoldRunner(setup, backend.collect_plugins(setup.task.name), trainings.fold_of_job, count)
         with backend.open(store.folder):
             backend.prepare(runner)
             backend.run(trainings.ask, runner, trainings.tell)

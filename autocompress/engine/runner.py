@@ -421,6 +421,7 @@ def run_search(
     for notice in plan.notices:
         events.notice(notice)
     try:
+        plugins = plan.backend.collect_plugins(plan.task.name)
         with plan.backend.open(store.folder):
             with reproducible_torch():
                 teacher = _load_teacher(plan, events)
@@ -428,7 +429,7 @@ def run_search(
                 _copy_front(plan, store, events)
             # Remote workers do not share this machine's cache of teachers.
             serialized = teacher.serialize() if plan.backend.is_remote else None
-            runner = TrialRunner(plan.setup, collect_plugins([plan.task.name]), serialized)
+            runner = TrialRunner(plan.setup, plugins, serialized)
             plan.backend.prepare(runner)
             driver = _make_driver(plan, store, events)
             events.phase("searching")
@@ -483,8 +484,8 @@ def _cross_fit_finalists(plan: Plan, store: RunStore, events: Events) -> None:
     if folds is None:
         return
     # The backend of the search has ended its workers.
-    backend, plugins = make_backend(plan.source), collect_plugins([plan.task.name])
-    notice = cross_fit(plan.setup, backend, store, folds, plugins, events.phase)
+    backend = make_backend(plan.source)
+    notice = cross_fit(plan.setup, backend, store, folds, events.phase)
     if notice:
         _add_notice(store, events, notice)
 

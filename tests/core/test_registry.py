@@ -10,7 +10,7 @@ from torch import nn
 
 from autocompress import load_artifact
 from autocompress.core import registry
-from autocompress.core.registry import TASKS, Registry, WorkerPlugins, collect_plugins, load_plugin
+from autocompress.core.registry import BACKENDS, TASKS, Registry, WorkerPlugins, collect_plugins, load_plugin
 from autocompress.errors import PluginError, UnknownNameError, UsageError
 from autocompress.tasks.module import bring_model
 from tests.examples import run_in_a_process
@@ -184,8 +184,11 @@ def test_a_task_made_in_this_process_is_sent():
 def test_a_task_that_cannot_be_sent_is_refused_with_a_way_out():
     task = bring_model(nn.Linear(4, 2), (torch.randn(60, 4), torch.arange(60) % 2))
     task.handle = threading.Lock()
-    with pytest.raises(UsageError, match="--plugin"):
-        collect_plugins(["module"])
+    for name in ("local", "ray"):
+        with pytest.raises(UsageError, match="--plugin"):
+            BACKENDS.get(name)(1).collect_plugins("module")
+    # The way out that the message names: nothing is sent.
+    assert BACKENDS.get("serial")(1).collect_plugins("module") == WorkerPlugins()
 
 
 @pytest.mark.slow

@@ -49,6 +49,8 @@ TEACHER_DERIVED_PRICING = 4
 MAX_OBSERVATIONS = 240
 # Latest trials that the median effect of a compression recipe is taken over.
 RECENT_EFFECTS = 12
+# Epochs that a trial counts at least.
+UNTRAINED_EPOCHS = 0.5
 # Share of the reference volume; smaller improvements are noise.
 MIN_IMPROVEMENT = 1e-4
 # The Gaussian process models log(error + ERROR_FLOOR): an error of 0 is not far better than one of 0.01. Errors, which
@@ -292,7 +294,9 @@ class SurrogateSampler:
             *(float(count_fit_epochs(option.config.fit)) for option in new),
             *(paused[trial] for trial in waiting),
         ]
-        rates = gains / (np.array(epochs) * np.array([option.epoch_cost for option in options]))
+        # A trial without training still takes time, to cut, quantize and score.
+        costs = np.maximum(epochs, UNTRAINED_EPOCHS) * np.array([option.epoch_cost for option in options])
+        rates = gains / costs
         rates[gains <= MIN_IMPROVEMENT] = 0.0
         best = int(np.argmax(rates))
         if not rates[best] > 0:

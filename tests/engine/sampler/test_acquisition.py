@@ -123,6 +123,18 @@ def test_improvement_counts_per_compute_cost() -> None:
     assert sampler.select_trial(front, 3, {1: 2000.0, 2: 2.0}, {}, None) == 2
 
 
+def test_trials_without_training_have_a_cost() -> None:
+    """With 0 epochs a trial would be chosen for any improvement, and 0 / 0 is no rate."""
+    sampler, archive = make_sampler(space(f"{TEXT}\nfit: {{adamw: {{epochs: [0, 10]}}}}"))
+    record(sampler, archive, 0, config_of(64), 0.97)
+    record(sampler, archive, 1, config_of(32), 0.97)
+    front, _ = archive.front_points()
+    assert isinstance(sampler.select_trial(front, 2, {}, {}, accept_all), CompressionConfig)
+    paused = {1: 0.0}
+    sampler.record_trial(1, make_candidates(1, config_of(16), 0.79, epochs=10))
+    assert sampler.select_trial(front, 3, paused, {}, None) in (None, 1)
+
+
 def test_nothing_is_selected_without_observations() -> None:
     sampler, _ = make_sampler()
     assert not sampler.has_complete_trial
