@@ -13,6 +13,10 @@ _SPLITS = (("search_val", "_search"), ("select_val", ""))
 _STILL_FALLING = 0.03
 _LAST_SHARE = 0.2
 _MORE_EPOCHS = 3
+# Of n-grams without convolutions beside them. Steps of gradient descent are short for rare n-grams, as the weights of
+# a ridge regression are; Adam makes them as long as any (reports/benchmarks/teachers.md).
+_NGRAMS_ALONE = {"width": 0, "branch_drop": 0.0, "buckets": 131072}
+_SGD = "fit: {sgd: {epochs: 20, learning_rate: 1.0, weight_decay: 1e-5, label_smoothing: 0.1, views: 1}}"
 # Share of the distance from the constant prediction to a perfect one below which a model has learned nothing.
 _NOTHING_LEARNED = 0.1
 
@@ -131,7 +135,7 @@ def _explain_weak_teacher(info: RunInfo, best: float) -> str:
     if _gain(own, best, score) > 0:
         return (
             f"with {trained}, it knows the training split and does not generalize: give it more examples or augmented "
-            "views, more weight decay, fewer epochs, or a smaller model"
+            f"views, more weight decay, fewer epochs, or a smaller model{_suggest_ngrams(info)}"
         )
     falling, epochs = _measure_fall(info), len(info.teacher.curve)
     if falling >= _STILL_FALLING:
@@ -142,6 +146,18 @@ def _explain_weak_teacher(info: RunInfo, best: float) -> str:
     return (
         f"with {trained}, it does not learn what the baseline does: check how its input is read, its learning rate, "
         "and whether it is too small"
+    )
+
+
+def _suggest_ngrams(info: RunInfo) -> str:
+    """Return the lines of a search space that give a teacher of texts n-grams alone; empty if it has no other parts."""
+    student = info.teacher.config.get("student")
+    settings = student.get("text_ngrams") if isinstance(student, Mapping) else None
+    if not isinstance(settings, Mapping) or not settings.get("width"):
+        return ""
+    shape = ", ".join(f"{key}: {value}" for key, value in {**settings, **_NGRAMS_ALONE}.items())
+    return (
+        f"; few long texts are better read by n-grams alone: teacher: {{student: {{text_ngrams: {{{shape}}}}}, {_SGD}}}"
     )
 
 

@@ -32,6 +32,9 @@ from autocompress.tasks.mapped_arrays import (
 # Names of the target in items that are mappings.
 TARGET_NAMES = ("label", "labels", "target", "targets", "y")
 
+# Bytes that torch takes for a tensor besides its values (measured: 730).
+TENSOR_BYTES = 750
+
 #: Values of one field of the items of a data set.
 FieldValues: TypeAlias = list[Any]
 #: Fields of the items by name or position.
@@ -278,28 +281,22 @@ def _stack_items(part: str, items: Iterator[object], keep_targets: bool, total: 
                     _check_shape(part, index, where, column)
             if index % CHECKED_ITEMS == 0:
                 _check_targets(part, index + 1, list(targets.values()))
-                size = sum(column[0].nbytes for column in inputs.values()) * (index + 1)
-                if not writers and exceeds_memory(max(size, _estimate_size(inputs, total))):
-                    count = index + 1 if total is None else None
-                    require_disk(f"data '{part}'", _estimate_size(inputs, total) or size, count)
+                size = sum(column[0].nbytes for column in inputs.values())
+                read, count = index + 1, total or index + 1
+                if not writers and exceeds_memory((size + TENSOR_BYTES * len(inputs)) * count):
+                    require_disk(f"data '{part}'", size * count, None if total else read)
                     for name, column in inputs.items():
                         writers[name] = stack.enter_context(closing(ArrayWriter(torch.stack(column[:1]))))
                 _flush_columns(part, inputs, writers)
                 if writers and total is None:
-                    require_disk(f"data '{part}'", size, index + 1)
-                progress.update(index + 1)
+                    require_disk(f"data '{part}'", size * read, read)
+                progress.update(read)
         if not inputs:
             raise UsageError(f"data '{part}' is empty")
         # The first entry stays, for the shape.
         _flush_columns(part, inputs, writers)
         files = {name: writer.finish() for name, writer in writers.items()}
     return _join_columns(inputs, files), raw_targets if keep_targets else _join_columns(targets, {})
-
-
-def _estimate_size(inputs: Fields, total: int | None) -> int:
-    """Return the bytes of the inputs of all items; 0 if their number is unknown."""
-    size: int = sum(column[0].nbytes for column in inputs.values())
-    return (total or 0) * size
 
 
 def _flush_columns(part: str, inputs: Fields, writers: Mapping[Any, ArrayWriter]) -> None:

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from autocompress.analysis.trivial_baselines import (
     describe_weak_pick,
@@ -10,6 +11,8 @@ from autocompress.analysis.trivial_baselines import (
     summarize_baselines,
 )
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo, TrivialBaselineInfo
+from autocompress.models.text_ngrams import TextNGramsConfig
+from autocompress.training.optimizers import SGDConfig
 
 ACCURACY = ObjectiveSpec("accuracy", "maximize", kind="score", bounds=(0.1, 1.0))
 RMSE = ObjectiveSpec("rmse", "minimize", kind="score", bounds=(10.0, 0.0))
@@ -69,6 +72,19 @@ def test_the_cause_follows_from_training_split_and_curve(info: RunInfo, cause: s
     assert text.startswith("the teacher does not beat a trivial baseline: 60.0% accuracy")
     assert cause in text
     assert list_warnings(info, None) == [text]
+
+
+def test_few_texts_are_better_read_by_ngrams_alone() -> None:
+    """The lines of the advice are a search space that loads."""
+    info = make_info(train=0.9)
+    for width in (0, 64):
+        settings = {"longest": 4, "width": width, "branch_drop": 1.0}
+        teacher = replace(info.teacher, config={**FIT, "student": {"text_ngrams": settings}})
+        text = describe_weak_teacher(replace(info, teacher=teacher))
+        assert ("n-grams alone" in text) == (width > 0)
+    lines = yaml.safe_load(text.partition("n-grams alone: ")[2])["teacher"]
+    assert TextNGramsConfig.of(lines["student"]["text_ngrams"]).width == 0
+    assert SGDConfig.of({**lines["fit"]["sgd"], "weight_decay": 1e-5}).learning_rate == 1.0
 
 
 def test_a_tie_of_a_teacher_that_has_learned_its_training_split_is_an_easy_task() -> None:

@@ -168,6 +168,14 @@ def test_a_large_data_set_goes_to_one_file(
     assert [file.stat().st_size for file in files] == ([values.nbytes] if memory < 1e12 else [])
 
 
+@pytest.mark.parametrize("form", [Lazy, Stream])
+def test_small_items_count_with_their_tensors(form: type, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The values of 200 items fit into memory 15 times, and their tensors do not fit."""
+    monkeypatch.setattr(mapped_arrays, "free_memory", lambda: 500 * 200.0)
+    monkeypatch.setattr("autocompress.tasks.array_forms.CHECKED_ITEMS", 16)
+    assert isinstance(Tensors(form(draw(200, 8))).splits(0).train, FileSplit)
+
+
 @pytest.mark.usefixtures("little_memory")
 def test_pixels_stay_bytes_in_a_file(cache: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (200, 3, 4, 4), dtype=np.uint8)
