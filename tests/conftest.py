@@ -5,6 +5,7 @@ import io
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class ContentPickler(cloudpickle.Pickler):
             return tuple, ((str(obj.dtype), tuple(obj.shape), values),)
         if isinstance(obj, torch.nn.Module):
             return tuple, ((type(obj).__module__, type(obj).__qualname__, vars(obj)),)
+        if isinstance(obj, weakref.ref):  # of a recurrent layer to its parameters
+            return tuple, ()
         return super().reducer_override(obj)
 
 

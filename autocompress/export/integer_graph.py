@@ -42,6 +42,9 @@ def decode_layer(proto: ModelProto, name: str, weight: NDArray[np.float32], *, h
         ArtifactError: The layer has another form in the graph.
     """
     graph = GraphEditor(proto.graph)
+    if not any(tensor.startswith(f"model.{name}.") for node in proto.graph.node for tensor in node.input):
+        # No head depends on the layer, as on that of an output which only training reads: the graph is without it.
+        return
     codes = f"{name}.parametrizations.weight.0.codes"
     decodes = [node for node in graph.list_consumers(f"model.{codes}") if node.op_type == "DequantizeLinear"]
     if len(decodes) != 1:

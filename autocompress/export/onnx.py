@@ -332,6 +332,13 @@ def _export_graph(
 def _trace_graph(
     model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int], lists: Sequence[int]
 ) -> onnx.ModelProto:
+    for name, layer in model.named_modules():
+        # The exporter would drop the projection, and write a graph that no runtime can run.
+        if isinstance(layer, nn.LSTM) and layer.proj_size:
+            raise ArtifactError(
+                f"the model cannot be exported to ONNX: the LSTM '{name.removeprefix('module.')}' has proj_size "
+                f"{layer.proj_size}, which ONNX has no operator for; a linear layer after an LSTM without it is one"
+            )
     # torch.export specializes a dimension of size 1 to a constant, so the batch holds the example twice.
     inputs = tuple(torch.cat([tensor, tensor]) for tensor in example)
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")

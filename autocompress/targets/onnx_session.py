@@ -48,8 +48,17 @@ class SessionModel:
         self.outputs = [entry.name for entry in session.get_outputs()]
 
     def __call__(self, arrays: Sequence[Array]) -> list[Array]:
-        """Return the outputs of a batch; the inputs are in the order of the model's."""
-        return as_float32(self.session.run(self.outputs, dict(zip(self.inputs, arrays, strict=True))))
+        """Return the outputs of a batch; the inputs are in the order of the model's.
+
+        Raises:
+            ArtifactError: An operator of the model fails.
+        """
+        named = dict(zip(self.inputs, arrays, strict=True))
+        try:
+            outputs = self.session.run(self.outputs, named)
+        except Exception as error:  # onnxruntime's exceptions have no common root
+            raise ArtifactError(f"onnxruntime cannot run the model: {str(error).splitlines()[0]}") from error
+        return as_float32(outputs)
 
     def bind(self, arrays: Sequence[Array]) -> Callable[[], None]:
         """Return a function that runs the model on these inputs and leaves its outputs in the runtime.

@@ -206,9 +206,14 @@ def _set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> 
 def is_bfloat16_faster(model: nn.Module, task: Task, batch: Split) -> bool:
     """Return whether training steps are faster here in bfloat16 and channels_last than in single precision.
 
-    The steps run on copies of the model, whose weights and statistics do not change.
+    The steps run on copies of the model, whose weights and statistics do not change. An operator that has no bfloat16,
+    or that autocast does not know, such as ``nn.Bilinear``, is an answer, too.
     """
-    bfloat16 = _measure_step_seconds(model, task, batch, is_bfloat16=True)
+    try:
+        bfloat16 = _measure_step_seconds(model, task, batch, is_bfloat16=True)
+    except (RuntimeError, TypeError) as error:
+        logger.info("The model does not run in bfloat16: %s", error)
+        return False
     return bfloat16 < _measure_step_seconds(model, task, batch, is_bfloat16=False)
 
 

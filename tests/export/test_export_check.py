@@ -74,6 +74,34 @@ def test_the_layers_of_an_operator_that_a_converter_lacks_are_named(monkeypatch:
     assert reason.endswith("(Pad of 'edges')")
 
 
+class Projecting(nn.Module):
+    """A recurrent network with projections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.head = nn.LSTM(3, 8, proj_size=4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cells(x)[0][:, -1])
+
+
+def test_an_lstm_with_projections_is_refused_by_name() -> None:
+    bring_model(Projecting(), (torch.randn(90, 5, 3), torch.arange(90) % 2))
+    reason = find_export_error(TASKS.get("module")(), "from_teacher", TARGET)
+    assert "the LSTM 'cells' has proj_size 4, which ONNX has no operator for" in reason
+
+
+def test_a_graph_that_loads_and_does_not_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Non-zero status code\nmore")
+
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    bring_model(model, (torch.randn(90, 3), torch.arange(90) % 2))
+    monkeypatch.setattr("onnxruntime.InferenceSession.run", fail)
+    reason = find_export_error(TASKS.get("module")(), "from_teacher", TARGET)
+    assert reason == "onnxruntime cannot run the model: [ONNXRuntimeError] : 1 : FAIL : Non-zero status code"
+
+
 @pytest.mark.slow
 def test_a_model_that_cannot_be_exported_is_refused_before_the_search(tmp_path: Path) -> None:
     data = (torch.randn(90, 5, 3), torch.arange(90) % 2)

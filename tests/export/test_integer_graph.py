@@ -3,7 +3,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress.export.integer_graph import integer_kernels
+from autocompress.errors import ArtifactError
+from autocompress.export.integer_graph import decode_layer, integer_kernels
 
 
 def graph(zero_point: int, relu_is_output: bool = False, bias: bool = True) -> onnx.ModelProto:
@@ -67,3 +68,13 @@ def test_a_relu_goes_where_the_grid_has_no_negative_value(zero_point: int, dropp
 def test_a_relu_that_is_an_output_stays() -> None:
     changed = integer_kernels(graph(0, relu_is_output=True))
     assert any(node.op_type == "Relu" for node in changed.graph.node)
+
+
+def test_a_layer_that_no_output_reads_is_not_in_the_graph_and_needs_no_decoding() -> None:
+    changed, weight = graph(3), np.ones((2, 1, 1, 1), np.float32)
+    decode_layer(changed, "auxiliary", weight, has_output=False)
+    assert changed == graph(3)
+    # In the graph, a layer without codes is another form than expected.
+    changed.graph.node[3].input[1] = "model.layer.weight"
+    with pytest.raises(ArtifactError, match="layer 'layer' has no coded weight"):
+        decode_layer(changed, "layer", weight, has_output=False)

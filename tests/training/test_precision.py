@@ -28,6 +28,22 @@ def test_auto_takes_what_the_probe_finds_faster(monkeypatch: pytest.MonkeyPatch)
     assert not choose_precision("float32", model, TASK, batch).is_bfloat16
 
 
+class Products(nn.Module):
+    """A model with an operator that autocast does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.products, self.head = nn.Linear(64, 8), nn.Bilinear(8, 8, 8), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.first(x.flatten(1))
+        return self.head(self.products(features, features))
+
+
+def test_auto_keeps_single_precision_where_bfloat16_fails() -> None:
+    assert not choose_precision("auto", Products(), TASK, SPLITS.train.take(slice(0, 16))).is_bfloat16
+
+
 @pytest.mark.parametrize(("is_bfloat16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_matrix_products_have_the_precision_inside_the_context_alone(is_bfloat16: bool, dtype: torch.dtype) -> None:
     layer, values = nn.Linear(3, 2), torch.ones(1, 3)
