@@ -677,7 +677,10 @@ class ChannelTracer(TorchDispatchMode):
 
     def _follow_embedding(self, args: Args, kwargs: Named, output: Value) -> None:
         tensor = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
-        axes = [labels.reshape(-1) for labels in self._axes(args[0]) if labels.ndim == 2 and labels.shape[0] == 1]
+        matrix = [labels for labels in self._axes(args[0]) if labels.ndim == 2]
+        axes = [labels.reshape(-1) for labels in matrix if labels.shape[0] == 1]
+        # Also of a tied table, whose rows are outputs of a linear layer.
+        self._fix([labels for labels in matrix if labels.shape[0] > 1], "inputs select the rows of an embedding")
         for labels in axes:
             self._note(labels, self.trace.producers)
         self._set(output, [labels.reshape(*[1] * (tensor.dim() - 1), -1) for labels in axes])

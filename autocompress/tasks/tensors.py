@@ -182,7 +182,7 @@ class Tensors(Supervised):
         """
         inputs = self._read["train"].take(slice(0, EXAMPLES_COMPARED)).inputs
         first = inputs[0]
-        row = 0 if first.is_floating_point() else int(first.flatten(1).count_nonzero(1).argmax())
+        row = 0 if first.is_floating_point() else int(first.reshape(len(first), -1).count_nonzero(1).argmax())
         return tuple(tensor[row : row + 1] for tensor in inputs)
 
     def splits(self, seed: int) -> Splits:

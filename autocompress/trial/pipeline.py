@@ -39,7 +39,7 @@ from autocompress.training.device import CPU
 from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.optimizers import fit_config
 from autocompress.trial.supernet import SubNetworks
-from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
+from autocompress.trial.teacher import Teacher, TeacherRecipe, copy_state, load_teacher
 from autocompress.trial.transfer import remove_labels
 
 
@@ -101,11 +101,9 @@ def write_checkpoint(model: nn.Module, prune: History | None, start: Sequence[Hi
         prune: History of its pruning; ``None`` if it was not pruned.
         start: Histories of the pruning steps before the training.
     """
-    # safetensors stores contiguous tensors only.
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     history = {"prune": dict(prune or {}), "start": [dict(step) for step in start]}
     # One key only: safetensors writes several keys in any order, and the same model must give the same bytes.
-    return save(tensors, metadata={"history": json.dumps(history)})
+    return save(copy_state(model), metadata={"history": json.dumps(history)})
 
 
 def read_checkpoint(content: bytes) -> tuple[dict[str, Tensor], History, list[History]]:

@@ -288,6 +288,17 @@ def compute_teacher_logits(
     return logits
 
 
+def copy_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the weights and buffers of a model by name, each in contiguous memory of its own.
+
+    safetensors stores no tensors that share memory, as tied weights do; a model that ties them reads both copies.
+    """
+    return {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
+
+
 def _write_cache(
     folder: Path,
     model: nn.Module,
@@ -295,7 +306,7 @@ def _write_cache(
     recipe: TeacherRecipe,
     curve: list[dict[str, float]],
 ) -> None:
-    weights = save({key: value.contiguous() for key, value in model.state_dict().items()})
+    weights = save(copy_state(model))
     flat = save({f"{key}:{head}": value.contiguous() for key, heads in logits.items() for head, value in heads.items()})
     # Without its record, a partly written entry does not count.
     (folder / RECORD).unlink(missing_ok=True)

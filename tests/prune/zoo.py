@@ -212,6 +212,21 @@ class Unshuffled(Net):
         return self.fc(self.c(x).mean((2, 3)))
 
 
+class TiedHidden(nn.Module):
+    """The products with a tied table are read by a layer: they are its rows, and tokens select them."""
+
+    def __init__(self):
+        super().__init__()
+        self.e = nn.Embedding(10, 8)
+        self.a = nn.Linear(8, 8)
+        self.words = nn.Linear(8, 10)
+        self.words.weight = self.e.weight
+        self.fc = nn.Linear(10, 2)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.words(torch.relu(self.a(self.e(x).mean(1))))))
+
+
 class Tied(Net):
     """Predicts tokens with the table that it reads them from."""
 
@@ -336,6 +351,7 @@ FOLLOWED = [
     (Idle, VECTOR, {"a", "b"}),
     (Unshuffled, IMAGE, {"a", "b", "c"}),
     (Tied, TOKENS, {"e", "a", "b"}),
+    (TiedHidden, TOKENS, {"e", "a"}),
     (Einsum, VECTOR, {"a"}),
     (Gated, VECTOR, {"a", "b"}),
     (Heads, TOKENS, {"attention.qkv"}),

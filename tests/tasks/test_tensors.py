@@ -25,6 +25,11 @@ class TestForms:
         assert task.heads == {"a": 2, "b": 5}
         assert task.example()[1].dtype == torch.int64
 
+    def test_the_first_input_may_be_one_index_of_each_example(self):
+        users, y = data()[1] * 7, data()[1]
+        example = Tensors(((users, data()[0]), y)).example()
+        assert [tensor.shape for tensor in example] == [(1,), (1, 3)]
+
     def test_named_inputs_keep_their_names_and_order(self):
         x, y = data()
         task = Tensors(({"second": x, "first": x + 1}, y))

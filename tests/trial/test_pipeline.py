@@ -228,6 +228,21 @@ def test_weights_and_histories_come_back() -> None:
     assert read_checkpoint(write_checkpoint(model(), None))[1:] == ({}, [])
 
 
+def test_tied_weights_and_buffers_that_are_views_are_stored() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.words = nn.Embedding(6, 4), nn.Linear(4, 6)
+            self.words.weight = self.table.weight
+            both = torch.randn(2, 3)
+            self.register_buffer("first", both[0])
+            self.register_buffer("second", both[1])
+
+    net = Tied()
+    weights = read_checkpoint(write_checkpoint(net, None))[0]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in net.state_dict().items())
+
+
 def test_the_same_model_gives_the_same_bytes() -> None:
     assert len({write_checkpoint(model(), PRUNE, START) for _ in range(5)}) == 1
 

@@ -63,7 +63,9 @@ def estimate_epoch_cost(costs: Mapping[str, float], training: CompressionConfig)
         training: Training configuration: its distillation terms and batch size count.
     """
     teacher_layers = TEACHER_PASS_LAYERS * _reads_teacher_layers(training.distill)
-    step_overhead = STEP_OVERHEAD * (costs.get("layers", DEFAULT_LAYERS) + teacher_layers)
+    # A model of embeddings alone has no layer that multiplies, and its steps take time nevertheless.
+    layers = max(costs.get("layers", DEFAULT_LAYERS), 1.0)
+    step_overhead = STEP_OVERHEAD * (layers + teacher_layers)
     example_cost = costs.get("flops", 0.0) + FLOPS_PER_OUTPUT * costs.get("activations", 0.0)
     return example_cost + step_overhead / _batch_size(training.fit)
 

@@ -35,6 +35,10 @@ def test_small_students_are_not_free() -> None:
     )
 
 
+def test_a_model_of_embeddings_alone_is_not_free_either() -> None:
+    assert estimate_epoch_cost({"flops": 0.0, "activations": 0.0, "layers": 0.0}, training("none")) > 0
+
+
 def test_the_outputs_of_layers_cost_memory_traffic() -> None:
     assert (
         estimate_epoch_cost({**COSTS, "activations": 100.0}, training("none"))
