@@ -102,7 +102,7 @@ def _net_loss_tails(net: int, count: int, rate: float) -> NDArray[np.float64]:
     exact = np.exp(first + np.concatenate([[0.0], np.cumsum(steps[:-1])])[: len(steps)])
     changes = rate * exact * np.where(grows, (examples - losses) / (losses + 1), -1.0)
     tails[start + 1 :] = tails[start] + np.cumsum(changes)
-    return np.clip(tails, 0.0, 1.0)
+    return np.asarray(np.clip(tails, 0.0, 1.0), dtype=np.float64)
 
 
 def _log(probability: float) -> float:
