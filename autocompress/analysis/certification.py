@@ -394,19 +394,19 @@ def select_certified(
     """
     ordered = sort_by_cost(rows, info.objectives)
     losses = _read_losses(ordered, info)
-    best: int | None = None
-    smallest = math.inf
     for position, loss in losses:
         if loss.observed <= max_drop and loss.p_value(max_drop, confidence) <= 1 - confidence:
             return _select_row(ordered, position), loss
+    best: tuple[int, PairedLoss] | None = None
+    smallest = math.inf
     # The bound is never below the observed loss, so later rows cannot be better than the best bound.
     for position, loss in sorted(losses, key=lambda pair: pair[1].observed):
         if loss.observed >= smallest:
             break
         bound = loss.upper_bound(confidence)
         if bound < smallest - _SLACK:
-            best, chosen, smallest = position, loss, bound
-    return None if best is None else (_select_row(ordered, best), chosen)
+            best, smallest = (position, loss), bound
+    return None if best is None else (_select_row(ordered, best[0]), best[1])
 
 
 def list_losses(rows: pd.DataFrame, info: RunInfo) -> list[PairedLoss]:
