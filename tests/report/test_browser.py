@@ -427,13 +427,13 @@ _BROKEN_WORDS = """() => {
 def test_names_of_classes_and_layers_are_whole_words_on_a_phone(browser: Any, tmp_path: Path) -> None:
     run = make_run(6, 4)
 
-    def rename(details: dict[str, Any]) -> dict[str, Any]:
-        classes = {"label": [{**line, "label": "Intimates and dresses"} for line in details["per_class"]["label"]]}
-        layers = [{**layer, "name": f"stages.0.0.{layer['name']}"} for layer in details["layers"]]
-        return {**details, "per_class": classes, "layers": layers}
+    def lengthen(details: dict[str, Any]) -> dict[str, Any]:
+        return {**details, "layers": [{**layer, "name": f"stages.0.{layer['name']}"} for layer in details["layers"]]}
 
-    candidates = run.candidates.assign(details=[rename(each) if each else each for each in run.candidates["details"]])
-    with Opened(browser, written(replace(run, candidates=candidates), tmp_path).as_uri(), "phone") as result:
+    details = [lengthen(entries) if entries else entries for entries in run.candidates["details"]]
+    labels = {"label": tuple(f"Intimates and dresses {number}" for number in range(10))}
+    named = replace(run, candidates=run.candidates.assign(details=details), info=replace(run.info, labels=labels))
+    with Opened(browser, written(named, tmp_path).as_uri(), "phone") as result:
         result.tab.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
         assert result.count(".named th[scope=row]") > 10
         assert result.tab.evaluate(_BROKEN_WORDS) == []
