@@ -9,7 +9,28 @@ import pytest
 from autocompress.cli.listing import read_listing
 from autocompress.cli.options import Kind
 
-HEAVY = ("torch", "ray", "optuna", "pandas", "plotly", "onnx", "onnxruntime", "sklearn", "torchmetrics")
+HEAVY = (
+    *("torch", "ray", "optuna", "sqlalchemy", "onnx", "onnxruntime", "torchmetrics", "pandas", "plotly", "sklearn"),
+    *("scipy", "moocore", "jinja2", "yaml", "filelock", "http.server", "rich.progress", "multiprocessing"),
+)
+# What each command needs that reads a run. Each takes some hundredths of a second, most of them more than reading it.
+TABLES = {"pandas"}
+PAGES = TABLES | {"plotly", "jinja2", "moocore"}
+FORESTS = {"sklearn", "scipy", "rich.progress", "multiprocessing"}
+READING = {"status": TABLES, "front": TABLES, "pick": TABLES, "compare": PAGES, "report": PAGES | FORESTS}
+
+
+TABLE_VERBS = ("status", "front", "pick")
+PREPARE = (
+    "import contextlib, io; from autocompress.cli.app import app\n"
+    "def run(*words):\n"
+    # What a command prints would stand between the lines of names.
+    "    with contextlib.redirect_stdout(io.StringIO()): app(words, standalone_mode=False)"
+)
+
+
+def call(*words: str) -> str:
+    return f"run(*{words!r})"
 
 
 def list_heavy(*statements: str) -> dict[str, set[str]]:
@@ -30,35 +51,29 @@ def test_the_package_and_its_command_line_import_nothing_heavy() -> None:
     assert list_heavy(*statements) == {statement: set() for statement in statements}
 
 
+# In one process, a command would be given what those before it have imported.
 @pytest.mark.slow
-def test_commands_that_train_and_export_nothing_need_neither_torch_nor_optuna(small_run: Path, tmp_path: Path) -> None:
-    run, page, out = str(small_run), str(tmp_path / "compare.html"), str(tmp_path / "report")
+@pytest.mark.parametrize("verb", READING)
+def test_commands_that_read_a_run_import_what_they_need(verb: str, small_run: Path, tmp_path: Path) -> None:
+    run = str(small_run)
+    variants = {
+        "front": [["--where", "not structured or bytes > 1 and accuracy >= 1%"], ["--format", "json"]],
+        "pick": [["--where", "not structured or bytes > 1 and accuracy >= 1%"], ["--json"]],
+        "compare": [[run, "--out", str(tmp_path / "compare.html")]],
+        "report": [["--out", str(tmp_path / "report")], [run, "--site", str(tmp_path / "site")]],
+    }
+    calls = [call(verb, run, *options) for options in ([], *variants.get(verb, [])) if options or verb in TABLE_VERBS]
+    heavy = list_heavy(PREPARE, *calls)
+    assert all(libraries <= READING[verb] for libraries in heavy.values()), heavy
+
+
+@pytest.mark.slow
+def test_commands_that_list_names_need_neither_torch_nor_optuna() -> None:
     # The first listing after a change of the package imports all parts.
     read_listing("methods")
-    commands = (
-        *(["list", kind.value] for kind in Kind),
-        ["init"],
-        ["schema"],
-        ["status", run],
-        ["front", run],
-        ["pick", run],
-        ["pick", run, "--where", "not structured or bytes > 1 and accuracy >= 1%"],
-        ["report", run, "--out", out],
-        ["compare", run, run, "--out", page],
-        ["report", run, run, "--site", str(tmp_path / "site")],
-    )
-    prepare = (
-        "import contextlib, io; from autocompress.cli.app import app\n"
-        "def run(*words):\n"
-        # What a command prints would stand between the lines of names.
-        "    with contextlib.redirect_stdout(io.StringIO()): app(words, standalone_mode=False)"
-    )
-    calls = [f"run(*{command})" for command in commands]
-    heavy = list_heavy(prepare, *calls)
-    assert all(libraries <= {"pandas", "plotly", "sklearn"} for libraries in heavy.values()), heavy
-    # Those before the report draw nothing.
-    reading = [heavy[call] for call, command in zip(calls, commands, strict=True) if "--out" not in command][:-1]
-    assert all(libraries <= {"pandas"} for libraries in reading[:6]), heavy
+    calls = [call(*words) for words in (*(["list", kind.value] for kind in Kind), ["init"], ["schema"])]
+    heavy = list_heavy(PREPARE, *calls)
+    assert all(libraries <= {"yaml"} for libraries in heavy.values()), heavy
 
 
 def test_timing_an_exported_file_needs_neither_torch_nor_pandas() -> None:

@@ -392,35 +392,45 @@ def select_certified(
     Returns:
         The row and its loss; None if no row has stored examples.
     """
-    losses = list_losses(rows, info)
-    for row, loss in losses:
+    ordered = sort_by_cost(rows, info.objectives)
+    losses = _read_losses(ordered, info)
+    for position, loss in losses:
         if loss.observed <= max_drop and loss.p_value(max_drop, confidence) <= 1 - confidence:
-            return row, loss
-    best: tuple[Mapping[str, Any], PairedLoss] | None = None
+            return _select_row(ordered, position), loss
+    best: tuple[int, PairedLoss] | None = None
     smallest = math.inf
     # The bound is never below the observed loss, so later rows cannot be better than the best bound.
-    for pair in sorted(losses, key=lambda pair: pair[1].observed):
-        if pair[1].observed >= smallest:
+    for position, loss in sorted(losses, key=lambda pair: pair[1].observed):
+        if loss.observed >= smallest:
             break
-        bound = pair[1].upper_bound(confidence)
+        bound = loss.upper_bound(confidence)
         if bound < smallest - _SLACK:
-            best, smallest = pair, bound
-    return best
+            best, smallest = (position, loss), bound
+    return None if best is None else (_select_row(ordered, best[0]), best[1])
 
 
-def list_losses(rows: pd.DataFrame, info: RunInfo) -> Sequence[tuple[Mapping[str, Any], PairedLoss]]:
-    """Return the candidates with stored examples, the cheapest first, each with its loss.
+def list_losses(rows: pd.DataFrame, info: RunInfo) -> list[PairedLoss]:
+    """Return the losses of the candidates with stored examples, the cheapest first.
 
     After cross-fitting, these are the finalists alone: out-of-fold examples certify more than the validation splits,
     and losses on different examples are not comparable.
     """
-    losses = [
-        (row, loss)
-        for row in list_rows(sort_by_cost(rows, info.objectives))
-        if (loss := read_loss(row, info)) is not None
-    ]
+    return [loss for _, loss in _read_losses(sort_by_cost(rows, info.objectives), info)]
+
+
+def _read_losses(ordered: pd.DataFrame, info: RunInfo) -> list[tuple[int, PairedLoss]]:
+    """Return the losses of :func:`list_losses` with the positions of their candidates."""
+    score = primary_objectives(info.objectives)[1]
+    needed = ["details", *(f"{score.name}{suffix}" for suffix in SUFFIXES.values())]
+    # A table has a hundred columns more, and thousands of rows.
+    rows = list_rows(ordered[[name for name in needed if name in ordered]])
+    losses = [(position, loss) for position, row in enumerate(rows) if (loss := read_loss(row, info)) is not None]
     finalists = [pair for pair in losses if pair[1].splits == (FOLDS,)]
     return finalists or losses
+
+
+def _select_row(table: pd.DataFrame, position: int) -> dict[str, Any]:
+    return list_rows(table.iloc[[position]])[0]
 
 
 def estimate_interval(row: Mapping[str, Any], split: str = "test") -> tuple[float, float] | None:

@@ -48,7 +48,7 @@ def estimate_corrected_loss(rows: pd.DataFrame, info: RunInfo, draws: int = DRAW
     """
     if info.max_drop is None or info.confidence is None:
         return None
-    losses = [loss for _, loss in list_losses(rows, info)]
+    losses = list_losses(rows, info)
     if not losses or any(loss.kind == "replicates" for loss in losses):
         return None
     matrix = np.stack([loss.losses for loss in losses])

@@ -62,20 +62,52 @@ def _net_loss_cdf(net: int, examples: int, margin: float, share: float) -> float
         margin: Mean loss.
         share: Probability that an example differs.
     """
-    # Imported here: reading a run should not wait for scipy.
-    from scipy.special import bdtr
-
     # A share of 0, where nothing ever differs, is the limit of small ones.
     share = max(share, 1e-12)
     # Number of examples that differ; larger ones have no probability.
     limit = math.ceil(examples * share + _TAIL * math.sqrt(examples * share) + _TAIL)
     differing = np.arange(min(examples, limit) + 1)
-    weights = np.diff(bdtr(differing, examples, share), prepend=0.0)
-    # A net loss of at most `net` among k differing examples means at most (k + net) / 2 losses.
-    losses = np.floor((differing + net) / 2)
+    odds = _log(share) - _log(1.0 - share)
+    weights = np.concatenate([[0.0], np.cumsum(np.log((examples - differing[:-1]) / differing[1:]) + odds)])
+    weights = np.exp(weights - weights.max())
     rate = min(max((share + margin) / (2 * share), 0.0), 1.0)
-    tails = np.where(losses < 0, 0.0, bdtr(np.clip(losses, 0, differing), differing, rate))
-    return float((weights * tails).sum())
+    return float((weights * _net_loss_tails(net, len(differing), rate)).sum() / weights.sum())
+
+
+def _net_loss_tails(net: int, count: int, rate: float) -> NDArray[np.float64]:
+    """Return the probability of a net loss of at most ``net`` among 0, 1, ..., ``count - 1`` differing examples.
+
+    It is that of at most ``(k + net) / 2`` losses among k, and follows from that among k - 1. ``scipy.special.bdtr``
+    computes the same, but importing it would take a tenth of the time of ``pick``.
+
+    Args:
+        net: Number of losses minus number of gains.
+        count: Number of probabilities.
+        rate: Probability that a differing example is a loss.
+    """
+    start = abs(net)
+    tails = np.full(count, 1.0 if net >= 0 else 0.0)
+    if start >= count:
+        return tails
+    # Among so many examples, only all of them being losses (or gains) reaches the net loss.
+    first = start * (_log(rate) if net >= 0 else _log(1.0 - rate))
+    tails[start] = 1.0 if net >= 0 else math.exp(first)
+    examples = np.arange(start, count - 1)
+    losses = (examples + net) // 2
+    # One more example allows one more loss if it makes `examples + net` even.
+    grows = (examples + net) % 2 == 1
+    # Probability of exactly `losses` losses among `examples`, by the ratio of each to the one before.
+    ratios = (examples + 1) / np.where(grows, losses + 1, examples + 1 - losses)
+    steps = np.log(ratios) + np.where(grows, _log(rate), _log(1.0 - rate))
+    exact = np.exp(first + np.concatenate([[0.0], np.cumsum(steps[:-1])])[: len(steps)])
+    changes = rate * exact * np.where(grows, (examples - losses) / (losses + 1), -1.0)
+    tails[start + 1 :] = tails[start] + np.cumsum(changes)
+    return np.asarray(np.clip(tails, 0.0, 1.0), dtype=np.float64)
+
+
+def _log(probability: float) -> float:
+    """Return the logarithm of a probability; that of 0 is finite, so that 0 times it is 0."""
+    return math.log(max(probability, 1e-300))
 
 
 def mean_p_value(losses: NDArray[np.float64], margin: float) -> float:
@@ -85,6 +117,7 @@ def mean_p_value(losses: NDArray[np.float64], margin: float) -> float:
         >>> round(mean_p_value(np.array([0.0, 0.02, -0.01, 0.01]), 0.02), 3)
         0.051
     """
+    # Imported here: most runs have scores of 0 or 1, and need no t distribution.
     from scipy.special import stdtr
 
     count = len(losses)

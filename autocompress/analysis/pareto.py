@@ -7,7 +7,6 @@ fidelity never share a front, so the caller filters a mixed table by :func:`full
 import re
 from collections.abc import Sequence
 
-import moocore
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
@@ -34,10 +33,25 @@ def is_dominated(values: ArrayLike, directions: Sequence[str]) -> NDArray[np.boo
         raise UsageError(f"values of shape {list(table.shape)} need {len(directions)} columns, one per direction")
     dominated: NDArray[np.bool_] = np.asarray(~np.isfinite(table).all(axis=1), dtype=bool)
     if not dominated.all():
-        # Weakly dominated rows are kept, so that duplicates of a front point stay.
-        maximise = [_check_direction(direction) for direction in directions]
-        dominated[~dominated] = ~moocore.is_nondominated(table[~dominated], maximise=maximise, keep_weakly=True)
+        signs = np.where([_check_direction(direction) for direction in directions], -1.0, 1.0)
+        dominated[~dominated] = _find_dominated(table[~dominated] * signs)
     return dominated
+
+
+def _find_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return a mask of the dominated rows of finite values, ``[N, M] -> [N]``; smaller is better."""
+    if points.shape[1] != 2:
+        # Imported here: with two objectives, which is the usual number, reading a run should not wait for it.
+        import moocore
+
+        # Weakly dominated rows are kept, so that duplicates of a front point stay.
+        return np.asarray(~moocore.is_nondominated(points, keep_weakly=True), dtype=bool)
+    levels, level = np.unique(points[:, 0], return_inverse=True)
+    least = np.full(len(levels), np.inf)
+    np.minimum.at(least, level, points[:, 1])
+    # Smallest second value among the rows with a smaller first one.
+    earlier = np.concatenate([[np.inf], np.minimum.accumulate(least)[:-1]])
+    return np.asarray((earlier[level] <= points[:, 1]) | (least[level] < points[:, 1]), dtype=bool)
 
 
 def is_feasible(table: pd.DataFrame, limits: Limits) -> "pd.Series[bool]":
@@ -64,8 +78,13 @@ def is_feasible(table: pd.DataFrame, limits: Limits) -> "pd.Series[bool]":
 
 def full_fidelity(table: pd.DataFrame) -> pd.DataFrame:
     """Return the candidates of the search with complete training, the only ones that are ranked."""
-    search = table[table["role"] == "search"] if "role" in table else table
-    return search[search["complete"].astype(bool)] if "complete" in search else search
+    mask = _is_searched(table)
+    return table[mask & table["complete"].astype(bool) if "complete" in table else mask]
+
+
+def _is_searched(table: pd.DataFrame) -> "pd.Series[bool]":
+    # Masks are joined before rows are taken: a copy of a table with a hundred columns takes milliseconds.
+    return table["role"] == "search" if "role" in table else pd.Series(True, index=table.index)
 
 
 def pareto_front(
@@ -84,11 +103,11 @@ def pareto_front(
     Raises:
         UnknownNameError: An objective or a limit names no column.
     """
-    rows = table[table["role"] == "search"] if "role" in table else table
     # Limits apply before dominance: an infeasible row must not exclude a feasible one.
-    rows = rows[is_feasible(rows, limits or {})]
-    dominated = is_dominated(_objective_matrix(rows, objectives), [objective.direction for objective in objectives])
-    return sort_by_cost(rows[~dominated], objectives)
+    positions = np.flatnonzero(_is_searched(table) & is_feasible(table, limits or {}))
+    values = _objective_matrix(table, objectives)[positions]
+    dominated = is_dominated(values, [objective.direction for objective in objectives])
+    return sort_by_cost(table.iloc[positions[~dominated]], objectives)
 
 
 def sort_by_cost(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> pd.DataFrame:
@@ -147,6 +166,9 @@ def compute_hypervolume(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]
         return 0.0
     space = scale_points(table, objectives)
     space = space[np.isfinite(space).all(axis=1)]
+    # Imported here: reading a run should not wait for it.
+    import moocore
+
     return float(moocore.hypervolume(space, ref=np.ones(len(objectives)))) if len(space) else 0.0
 
 

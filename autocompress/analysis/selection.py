@@ -113,16 +113,19 @@ def select_rankable(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) ->
     """
     if not len(table):
         raise NoCandidateError("the run has no candidate yet")
-    rows = table[table["role"].isin(["search", BASELINE])] if "role" in table else table
-    rows = rows[rows["complete"].astype(bool)] if "complete" in rows else rows
+    mask = pd.Series(True, index=table.index)
+    if "role" in table:
+        mask &= table["role"].isin(["search", BASELINE])
+    if "complete" in table:
+        mask &= table["complete"].astype(bool)
     for objective in objectives:
-        rows = rows[np.isfinite(numeric_column(rows, objective.name))]
+        mask &= np.isfinite(numeric_column(table, objective.name))
     score = primary_objectives(objectives)[1]
     # Without a score among the objectives there is no reference score to be better than.
-    if score.kind != "score" or score.bounds is None:
-        return rows
-    values, reference = numeric_column(rows, score.name), score.bounds[0]
-    better: pd.DataFrame = rows[values > reference if score.is_maximized else values < reference]
+    if score.kind == "score" and score.bounds is not None:
+        values, reference = numeric_column(table, score.name), score.bounds[0]
+        mask &= values > reference if score.is_maximized else values < reference
+    better: pd.DataFrame = table[mask]
     return better
 
 
@@ -161,8 +164,8 @@ def best_of(rows: pd.DataFrame, objective: ObjectiveSpec, objectives: Sequence[O
 
 def row_at(table: pd.DataFrame, position: int) -> Row:
     """Return one row as plain Python values."""
-    values = {str(name): table[name].iloc[position] for name in table.columns}
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+    values = ((str(name), table.iat[position, column]) for column, name in enumerate(table.columns))
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values}
 
 
 def _describe_exchange(

@@ -7,18 +7,16 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 import pandas as pd
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.analysis.cascade import CASCADE, CascadeSearch, describe_cascade
 from autocompress.analysis.certification import describe_test_loss, estimate_interval
 from autocompress.analysis.confirmation import summarize_repeats
 from autocompress.analysis.latency import NAME as LATENCY, describe_measured_savings
@@ -27,19 +25,20 @@ from autocompress.analysis.selection import Pick
 from autocompress.analysis.thresholds import describe_thresholds
 from autocompress.analysis.trivial_baselines import list_warnings, summarize_baselines
 from autocompress.api import Front, load
-from autocompress.cli.doctor import Check
 from autocompress.cli.options import TableFormat, print_rows
-from autocompress.cli.progress import CountDisplay
 from autocompress.cli.terminal import make_console, print_prose, print_text, progress_console
 from autocompress.core.formatting import format_count, format_plural, format_value, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, read_processor_name
 from autocompress.core.untrusted import escape_controls
 from autocompress.errors import NoCandidateError
 from autocompress.report.figure_data import format_with_interval
-from autocompress.report.live import ENDED, LiveServer
 from autocompress.report.uncertainty import describe_ties, repeats_content
 from autocompress.store.control import find_driver, is_pause_requested
 from autocompress.store.run_store import RunStore
+
+if TYPE_CHECKING:
+    from autocompress.analysis.cascade import CascadeSearch
+    from autocompress.cli.doctor import Check
 
 # Full precision: what a layer has that was not quantized.
 FLOAT_BITS = 32
@@ -283,6 +282,8 @@ def watch_status(load: Callable[[], Front]) -> None:
                 return
             previous = counts
             time.sleep(WATCH_INTERVAL)
+    from rich.live import Live
+
     with Live(console=console, auto_refresh=False) as live:
         while True:
             front = load()
@@ -307,6 +308,7 @@ def serve_live(folder: Path, port: int, open_page: Callable[[str], object]) -> N
         port: Port on the loopback interface; 0 takes a free one.
         open_page: Callback that gets the address of the page.
     """
+    from autocompress.report.live import ENDED, LiveServer
 
     def read_version() -> str:
         with RunStore.read(folder) as study:
@@ -322,7 +324,7 @@ def serve_live(folder: Path, port: int, open_page: Callable[[str], object]) -> N
     print_text(Front(folder).report())
 
 
-def print_checks(checks: Iterable[Check], console: Console, *, as_json: bool = False) -> bool:
+def print_checks(checks: "Iterable[Check]", console: Console, *, as_json: bool = False) -> bool:
     """Print checks as they complete, or all of them as JSON; return whether none is broken."""
     rows, is_ready = [], True
     for check in checks:
@@ -358,9 +360,10 @@ def _render_status(front: Front) -> list[RenderableType]:
         parts.append("  the search is not running: continue it with `autocompress search ... --resume`")
     elif not front.info.is_finished and is_pause_requested(front.folder):
         parts.append(f"  paused: continue it with `autocompress resume {shlex.quote(str(front.folder))}`")
-    if len(front) and front.info.objectives:
+    table = front.to_pandas()
+    if len(table) and front.info.objectives:
         width = make_console().width
-        parts.append(front_table(front.to_pandas(), front.info.objectives, front.info.recommended, width))
+        parts.append(front_table(table, front.info.objectives, front.info.recommended, width))
     return parts
 
 
@@ -396,8 +399,10 @@ def print_confirmed(front: Front) -> None:
     print_text(f"page: {front.folder / 'report.html'}")
 
 
-def print_cascade(search: CascadeSearch, folder: Path) -> None:
+def print_cascade(search: "CascadeSearch", folder: Path) -> None:
     """Print the cascades that no candidate dominates, and the recommended one beside the candidate of equal cost."""
+    from autocompress.analysis.cascade import CASCADE, describe_cascade
+
     cost, metric = label_column(search.cost_name), label_column(search.metric)
     if search.points:
         headings = ["small", "large", "threshold", "share of large", f"expected {cost}", f"{metric} on select_val"]
@@ -458,6 +463,8 @@ def bench_run(
     form: TableFormat = TableFormat.table,
 ) -> None:
     """Measure the latency of a run's front, or of some candidates, and print a row for each, the fastest first."""
+    from autocompress.cli.progress import CountDisplay
+
     front = load(run, runs)
     # The argument is left out where it is not set, so that the default has a single place.
     duration = {} if seconds is None else {"seconds": seconds}

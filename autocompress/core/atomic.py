@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from filelock import FileLock
-from platformdirs import user_cache_path
+from typing import TYPE_CHECKING
 
 from autocompress.errors import StorageError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 if sys.platform != "win32":
     import fcntl
@@ -24,6 +25,9 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 def cache_folder() -> Path:
     """Return where teachers and decoded data are kept: ``$AUTOCOMPRESS_CACHE``, or the user's cache folder."""
+    # Imported here: reading a run uses no cache.
+    from platformdirs import user_cache_path
+
     chosen = os.environ.get("AUTOCOMPRESS_CACHE")
     return Path(chosen) if chosen else user_cache_path("autocompress")
 
@@ -137,7 +141,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def make_lock(path: Path) -> FileLock:
+def make_lock(path: Path) -> "FileLock":
     """Return a lock that the kernel releases when its process ends; the caller acquires it.
 
     Where the file system has no locks, versions of ``filelock`` differ: an error, a wait without end, or a file whose
@@ -162,6 +166,9 @@ def make_lock(path: Path) -> FileLock:
             finally:
                 os.close(handle)
                 Path(aside).unlink(missing_ok=True)
+    # Imported here: a reader needs no lock.
+    from filelock import FileLock
+
     return FileLock(path)
 
 

@@ -237,10 +237,15 @@ def card_data(candidates: pd.DataFrame, info: RunInfo, export: Callable[[str], s
         for name, record in records(info).items()
         if name in candidates
     ]
-    configs = candidates["config"] if "config" in candidates else pd.Series("", index=candidates.index)
+    parts: dict[str, int] = {}
+    cache: dict[tuple[str, str], str] = {}
+    configs = candidates["config"] if "config" in candidates else [""] * len(candidates)
+    numbers = [[parts.setdefault(text, len(parts)) for text in _split_config(config, cache)] for config in configs]
     return {
         "columns": columns,
-        "configs": [as_yaml(config) for config in configs],
+        # Candidates share most parts of their configurations, which were half of the data of a page.
+        "parts": list(parts),
+        "configs": numbers,
         "command": export(CANDIDATE),
         "placeholder": CANDIDATE,
     }
@@ -356,6 +361,26 @@ def as_yaml(config: object) -> str:
         return "\n".join(_format_yaml(json.loads(config), ""))
     except ValueError:
         return config
+
+
+def _split_config(config: object, cache: dict[tuple[str, str], str]) -> list[str]:
+    """Return the parts of :func:`as_yaml`, one for each entry of the config.
+
+    Args:
+        config: JSON text of a config.
+        cache: Parts of earlier calls, by name and value of their entry.
+    """
+    try:
+        entries = json.loads(config) if isinstance(config, str) else {}
+    except ValueError:
+        return [as_yaml(config)]
+    texts = []
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
+        key = (name, repr(entry))
+        if key not in cache:
+            cache[key] = "\n".join(_format_yaml({name: entry}, ""))
+        texts.append(cache[key])
+    return texts
 
 
 def export_command(run: str, identity: str, plugins: Sequence[str] = ()) -> str:

@@ -54,7 +54,7 @@ def to_parquet(table: pd.DataFrame) -> bytes:
 
 
 def _uniform_column(column: "pd.Series") -> "pd.Series":
-    if pd.api.types.is_numeric_dtype(column):
+    if pd.api.types.is_numeric_dtype(column) or _is_text(column):
         return column
     values = column.tolist()
     if {dict, list, tuple} & set(map(type, values)):
@@ -72,6 +72,17 @@ def _uniform_column(column: "pd.Series") -> "pd.Series":
     return pd.Series(texts, index=column.index, dtype="str")
 
 
+def _is_text(column: "pd.Series") -> bool:
+    """Return whether a column holds nothing but texts that UTF-8 can encode, and missing values."""
+    if not isinstance(column.dtype, pd.StringDtype):
+        return False
+    try:
+        "".join(column.dropna()).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def to_csv(table: pd.DataFrame) -> str:
     r"""Return a table as CSV; texts that a spreadsheet would run as formulas are quoted, missing values are empty.
 
@@ -83,7 +94,7 @@ def to_csv(table: pd.DataFrame) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow([_csv_cell(str(name)) for name in columns])
-    writer.writerows(zip(*([_csv_cell(value) for value in table[name].tolist()] for name in columns), strict=True))
+    writer.writerows(zip(*(_csv_column(table[name]) for name in columns), strict=True))
     return text.getvalue()
 
 
@@ -104,6 +115,21 @@ def _dump(value: object) -> str:
     except (TypeError, ValueError):
         # Numbers that are not finite, and types of numpy.
         return json.dumps(_json_value(None, value))
+
+
+def _csv_column(column: "pd.Series") -> list[object]:
+    values = column.tolist()
+    if column.dtype == np.int64:
+        return values
+    if column.dtype != np.float64:
+        return [_csv_cell(value) for value in values]
+    numbers = column.to_numpy()
+    # Most cells of a table are numbers: the rule of _csv_cell, for all of them at once.
+    whole = (np.floor(numbers) == numbers) & (np.abs(numbers) < 1e15)
+    cells: list[object] = ["" if value != value else value for value in values]
+    for position in np.flatnonzero(whole).tolist():
+        cells[position] = int(values[position])
+    return cells
 
 
 def _csv_cell(value: object) -> object:

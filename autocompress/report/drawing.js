@@ -105,6 +105,8 @@ const drawing = (() => {
     for (const svg of others) svg.setAttribute("aria-hidden", "true");
   }
 
+  const idle = () => new Promise((resolve) => (window.requestIdleCallback || setTimeout)(resolve));
+
   async function draw(id, figure) {
     const element = at(id);
     if (!element) return null;
@@ -136,7 +138,8 @@ const drawing = (() => {
     delete layout.height;
     await Plotly.newPlot(element, figure.data, layout, options);
     if (figure.data.some(({ hovertext }) => hovertext)) {
-      labelPoints(element);
+      // Thousands of labels take a while: the plot is visible first.
+      idle().then(() => labelPoints(element));
       element.on("plotly_afterplot", () => labelPoints(element));
     } else {
       labelPicture(element, element.getAttribute("aria-label") || "");
@@ -175,5 +178,5 @@ const drawing = (() => {
     document.head.append(script);
   }
 
-  return { root, at, unpack, plotly, draw, colour, save, csvText, figureRows, plainText, element, addCopyButton };
+  return { root, at, unpack, plotly, idle, draw, colour, save, csvText, figureRows, plainText, element, addCopyButton };
 })();

@@ -1,6 +1,6 @@
 (() => {
   "use strict";
-  const { root, at, unpack, plotly, draw, save, csvText, plainText, element, addCopyButton } = drawing;
+  const { root, at, unpack, plotly, idle, draw, save, csvText, plainText, element, addCopyButton } = drawing;
   root.classList.add("scripted");
 
   for (const command of document.querySelectorAll("pre.command")) addCopyButton(command);
@@ -297,6 +297,7 @@
       return column < 0 ? null : run.data[row][column];
     };
     const show = (amount, column) => formatting.formatValue(amount, column);
+    const configText = (row) => run.cards.configs[row].map((part) => run.cards.parts[part]).join("\n");
     let pins = [];
 
     function pinButton(id) {
@@ -320,7 +321,7 @@
       const table = element("table", undefined, { class: "plain" });
       fillTable(table, tableRow("score or cost", ["search_val", "select_val", "test"], "th"), run.cards.columns.filter(({ name }) => value(row, name) !== null).map((column) =>
         tableRow(column.label, ["_search", "", "_test"].map((end) => (column.kind === "score" || !end ? show(value(row, column.name + end), column) : "")))));
-      left.append(element("h3", "Configuration", { class: "minor" }), element("pre", run.cards.configs[row]));
+      left.append(element("h3", "Configuration", { class: "minor" }), element("pre", configText(row)));
       right.append(element("h3", "Scores and costs", { class: "minor" }), table);
       const command = element("pre", undefined, { class: "command" });
       command.append(element("code", run.cards.command.replace(run.cards.placeholder, id)));
@@ -349,7 +350,7 @@
         : "Settings, scores and costs that differ; the difference is the second minus the first.";
       if (pins.length < 2) return at("comparison-table").replaceChildren();
       const lines = [];
-      const configs = rows.map((row) => flatten(run.cards.configs[row]));
+      const configs = rows.map((row) => flatten(configText(row)));
       for (const key of new Set(configs.flatMap((config) => [...config.keys()]))) {
         const cells = configs.map((config) => config.get(key) ?? "–");
         if (cells[0] !== cells[1]) lines.push(tableRow(key, [...cells, ""]));
@@ -367,6 +368,7 @@
       fillTable(at("comparison-table"), tableRow("", [...pins, "difference"], "th"), lines);
     }
     function setPins(ids) {
+      if (!ids.length && !pins.length) return;
       pins = ids.filter((id) => index.has(id)).slice(-2);
       compare();
       dispatchEvent(new Event("pins"));
@@ -536,7 +538,6 @@
     dispatchEvent(new Event("ready"));
     const keepInView = followTarget();
     // The front is visible first; figures further down are drawn when the browser is idle.
-    const idle = () => new Promise((resolve) => (window.requestIdleCallback || setTimeout)(resolve));
     const figures = { "hypervolume-plot": run.hypervolume };
     for (const [name, figure] of Object.entries(run.curves || {})) figures[`curves-${name}`] = figure;
     if (run.timeline) figures.timeline = run.timeline;

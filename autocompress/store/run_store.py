@@ -16,9 +16,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from filelock import FileLock
 from pydantic import JsonValue
 from pydantic_core import from_json
 
@@ -37,6 +37,7 @@ from autocompress.store.schema import (
     SEALED,
     SEGMENTS,
     TRIAL_COLUMNS,
+    CandidateRows,
     StoredTrial,
     acquire_lock,
     candidate_from_row,
@@ -46,7 +47,6 @@ from autocompress.store.schema import (
     damage_error,
     existing_run_error,
     find_other_types,
-    flat_candidate,
     job_row,
     limit_steps,
     open_database,
@@ -54,6 +54,9 @@ from autocompress.store.schema import (
     require_run,
     trial_from_row,
 )
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 FORMAT = 5
 # Formats that can be continued: format 4 lacks the tables of parts and of segments, which are added. Earlier ones store
@@ -80,7 +83,7 @@ class RunStore:
         self,
         folder: Path,
         connection: sqlite3.Connection,
-        lock: FileLock | None,
+        lock: "FileLock | None",
         copy: "tempfile.TemporaryDirectory[str] | None" = None,
     ) -> None:
         self.folder = folder
@@ -472,8 +475,10 @@ class RunStore:
                 f"SELECT t.role, {columns} FROM ac_candidates c JOIN ac_trials t ON t.number = c.trial"
                 " ORDER BY c.trial, c.complete, c.epochs, CAST(substr(c.id, instr(c.id, 'c') + 1) AS INTEGER)"
             )
-            named = ((role, dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for role, *row in rows)
-            return pd.DataFrame([flat_candidate(role, row, self._parts) for role, row in named])
+            table = CandidateRows(self._parts)
+            return pd.DataFrame(
+                [table.flatten(role, dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for role, *row in rows]
+            )
 
     def trial_table(self) -> pd.DataFrame:
         """Return one row per trial; ``further`` marks those that compress an earlier checkpoint instead of training.

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from filelock import FileLock, Timeout
 from pydantic_core import from_json
 
 from autocompress.core.atomic import make_lock, storage_errors, write_atomic
@@ -30,6 +29,9 @@ from autocompress.core.untrusted import (
 )
 from autocompress.errors import RunFolderError, StorageError, UsageError
 from autocompress.store.parts import SECTIONS, PartTable, Section, dump_compact
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 DATABASE = "study.db"
 LARGEST_VALUE = 2**26
@@ -176,13 +178,16 @@ def require_run(folder: Path) -> None:
         raise RunFolderError(f"{folder} is not a run folder: it has no {DATABASE}")
 
 
-def acquire_lock(folder: Path) -> FileLock:
+def acquire_lock(folder: Path) -> "FileLock":
     """Lock a run folder for writing until the lock is released or this process ends.
 
     Raises:
         RunFolderError: Another process holds the lock.
         StorageError: The folder cannot be written, or its file system has no locks.
     """
+    # Imported here: a reader needs no lock.
+    from filelock import Timeout
+
     # The kernel releases the lock of a killed process, so no stale lock remains.
     path = folder / LOCK
     # The lock file is emptied when it is opened, through a link too.
@@ -368,19 +373,49 @@ def candidate_from_row(row: Row, parts: PartTable) -> Candidate:
     )
 
 
-def flat_candidate(role: str, row: Row, parts: PartTable) -> Row:
-    """Return a row of the candidate table: one column per hyperparameter, score and cost."""
-    flat: Row = {name: row[name] for name in ("id", "trial")}
-    flat |= {"role": role, "epochs": row["epochs"], "complete": bool(row["complete"])}
-    config = parts.expand_config(row["config"])
-    flat.update(_flat_config(config))
-    for split, metrics in from_json(row["scores"]).items():
-        flat.update({f"{metric}{SUFFIX[split]}": value for metric, value in _check_numbers(metrics).items()})
-    flat.update(_check_numbers(from_json(row["costs"])))
-    # The JSON text stays beside the flat columns: repeats are matched by it.
-    flat["config"] = json.dumps(config)
-    flat["details"] = from_json(row["details"])
-    return flat
+class CandidateRows:
+    """Reads rows of the candidate table: one column per hyperparameter, score and cost.
+
+    Args:
+        parts: Parts of the configs; candidates share them, so each is flattened once.
+    """
+
+    def __init__(self, parts: PartTable) -> None:
+        self._parts = parts
+        # Columns and JSON text of the sections that were read.
+        self._sections: dict[tuple[str, int | None], tuple[Row, str]] = {}
+
+    def flatten(self, role: str, row: Row) -> Row:
+        """Return a row of the table from a row of ``ac_candidates``."""
+        flat: Row = {name: row[name] for name in ("id", "trial")}
+        flat |= {"role": role, "epochs": row["epochs"], "complete": bool(row["complete"])}
+        config: Row = from_json(row["config"])
+        flat["seed"] = _check_leaf(config["seed"])
+        sections = {name: self._flatten_section(name, config[name]) for name in SECTIONS}
+        for columns, _ in sections.values():
+            flat.update(columns)
+        for split, metrics in from_json(row["scores"]).items():
+            suffix = SUFFIX[split]
+            flat.update({f"{metric}{suffix}": value for metric, value in _check_numbers(metrics).items()})
+        flat.update(_check_numbers(from_json(row["costs"])))
+        # The JSON text stays beside the flat columns: repeats are matched by it.
+        texts = (
+            f"{json.dumps(name)}: {sections[name][1] if name in sections else json.dumps(value)}"
+            for name, value in config.items()
+        )
+        flat["config"] = f"{{{', '.join(texts)}}}"
+        flat["details"] = from_json(row["details"])
+        return flat
+
+    def _flatten_section(self, name: str, value: int | Section | None) -> tuple[Row, str]:
+        section = self._parts.expand_section(value)
+        # Earlier formats have the sections themselves in the place of numbers.
+        key = (name, value) if value is None or isinstance(value, int) else None
+        if key is None:
+            return _flat_section(name, section), json.dumps(section)
+        if key not in self._sections:
+            self._sections[key] = _flat_section(name, section), json.dumps(section)
+        return self._sections[key]
 
 
 def seal_of(*values: object) -> str:
@@ -406,10 +441,13 @@ def candidate_index(identity: str) -> int:
 
 def _check_numbers(values: Row) -> Row:
     """Return measurements by name; another name or value than a driver writes would replace a column of the table."""
+    if not RESERVED.isdisjoint(values):
+        raise ValueError(f"{', '.join(RESERVED & values.keys())} is a measurement")
     for name, value in values.items():
         # Nearly all values are floats, and a run has some hundred thousand of them.
-        is_number = type(value) is float or value is None or isinstance(value, int | float)
-        if name in RESERVED or not is_number:
+        if type(value) is float:
+            continue
+        if value is not None and not isinstance(value, int | float):
             raise ValueError(f"{name} is {value!r}")
         _check_leaf(value)
     return values
@@ -429,13 +467,11 @@ def _check_leaf(value: object) -> object:
     return value
 
 
-def _flat_config(config: Row) -> Row:
+def _flat_section(name: str, section: Section | None) -> Row:
     """Return ``{"student": "cnn", "student.cnn.width": 8, ...}``."""
-    row: Row = {"seed": _check_leaf(config["seed"])}
-    for section in SECTIONS:
-        # An empty section has the name `none`, so that a table can group by the column.
-        parts = config[section] or {"none": {}}
-        row[section] = " + ".join(parts)
-        for name, settings in parts.items():
-            row.update({f"{section}.{name}.{knob}": _check_leaf(value) for knob, value in settings.items()})
+    # An empty section has the name `none`, so that a table can group by the column.
+    methods = section or {"none": {}}
+    row: Row = {name: " + ".join(methods)}
+    for method, settings in methods.items():
+        row.update({f"{name}.{method}.{knob}": _check_leaf(value) for knob, value in settings.items()})
     return row

@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom, multinomial, ttest_1samp
 
 from autocompress.analysis.paired import (
+    _net_loss_cdf,
     betting_p_value,
     bootstrap_p_value,
     find_upper_bound,
@@ -41,6 +43,22 @@ def test_it_is_the_trinomial_probability_of_so_small_a_net_loss(worse: int, bett
         if losses - gains <= worse - better
     )
     assert p_value_of_counts(worse, better, examples, margin) == pytest.approx(expected, abs=2e-4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_the_probability_of_a_net_loss_is_that_of_binomial_distributions(data: st.DataObject) -> None:
+    examples = data.draw(st.integers(1, 3000))
+    worse = data.draw(st.integers(0, examples))
+    better = data.draw(st.integers(0, examples - worse))
+    margin = data.draw(st.sampled_from([-0.3, 0.0, 1e-4, 0.01, 0.3, 0.99]))
+    share = min(1.0, max(abs(margin), data.draw(st.sampled_from([1e-12, 1e-3, 0.1, 0.7, 1.0]))))
+    # Number of examples that differ, and among so many, of losses.
+    differing = np.arange(examples + 1)
+    rate = (share + margin) / (2 * share)
+    tails = binom.cdf(np.floor((differing + worse - better) / 2), differing, rate)
+    expected = float((binom.pmf(differing, examples, share) * tails).sum())
+    assert _net_loss_cdf(worse - better, examples, margin, share) == pytest.approx(expected, abs=1e-10)
 
 
 @pytest.mark.parametrize("level", [0.05, 0.1])

@@ -299,7 +299,8 @@ def test_hovering_tells_and_clicking_opens_the_card(opened: Opened, run: Run) ->
 def test_the_front_is_read_aloud_and_walked_with_keys(opened: Opened, front: pd.DataFrame) -> None:
     tab = opened.tab
     unlabelled = "[...document.querySelectorAll('#front-plot .point')].filter((p) => !p.getAttribute('aria-label'))"
-    assert tab.evaluate(f"{unlabelled}.length") == 0
+    # The points are labelled once they are visible.
+    wait_until(tab, f"{unlabelled}.length === 0")
     labels = tab.evaluate("[...document.querySelectorAll('#front-plot .point')].map((p) => p.ariaLabel)")
     assert all(any(label.startswith(f"{name} on the front") for label in labels) for name in front["id"])
     assert tab.evaluate("document.querySelector('a, button, input, select, summary, [tabindex]').className") == "skip"
@@ -406,6 +407,37 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(
         faults = result.tab.evaluate("axe.run({ resultTypes: ['violations'] }).then((found) => found.violations)")
         assert {fault["id"]: [node["html"][:200] for node in fault["nodes"]][:4] for fault in faults} == {}
         assert result.tab.evaluate("document.documentElement.scrollWidth") == SIZES[size][0]
+
+
+_BROKEN_WORDS = """() => {
+  const broken = [];
+  for (const cell of document.querySelectorAll(".named th")) {
+    const text = document.createRange();
+    for (const { index, 0: word } of cell.textContent.matchAll(/\\S+/g)) {
+      text.setStart(cell.firstChild, index);
+      text.setEnd(cell.firstChild, index + word.length);
+      if (new Set([...text.getClientRects()].map((box) => box.top)).size > 1) broken.push(word);
+    }
+  }
+  return broken;
+}"""
+
+
+@pytest.mark.slow
+def test_names_of_classes_and_layers_are_whole_words_on_a_phone(browser: Any, tmp_path: Path) -> None:
+    run = make_run(6, 4)
+
+    def lengthen(details: dict[str, Any]) -> dict[str, Any]:
+        return {**details, "layers": [{**layer, "name": f"stages.0.{layer['name']}"} for layer in details["layers"]]}
+
+    details = [lengthen(entries) if entries else entries for entries in run.candidates["details"]]
+    labels = {"label": tuple(f"Intimates and dresses {number}" for number in range(10))}
+    named = replace(run, candidates=run.candidates.assign(details=details), info=replace(run.info, labels=labels))
+    with Opened(browser, written(named, tmp_path).as_uri(), "phone") as result:
+        result.tab.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        assert result.count(".named th[scope=row]") > 10
+        assert result.tab.evaluate(_BROKEN_WORDS) == []
+        assert result.tab.evaluate("document.documentElement.scrollWidth") == SIZES["phone"][0]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from autocompress.report.cards import (
     MAX_ROWS,
     as_yaml,
     build_cards,
+    card_data,
     export_command,
     format_order,
     pick_card,
@@ -99,6 +100,14 @@ def test_a_missing_value_is_a_dash(run: Run, front: pd.DataFrame) -> None:
     rows = table_rows(table, classify_candidates(table, front, run.info), run.info, {})
     # After the scores on select_val and test, and the first cost.
     assert {row["cells"][3] for row in rows} == {"–"}
+
+
+def test_the_parts_of_configurations_are_stored_once_and_make_them_up(run: Run) -> None:
+    configs = [*run.candidates["config"][:-2], "{broken", float("nan")]
+    data = card_data(run.candidates.assign(config=configs), run.info, str)
+    texts = ["\n".join(data["parts"][number] for number in numbers) for numbers in data["configs"]]
+    assert texts == [as_yaml(config) for config in configs]
+    assert len(set(data["parts"])) == len(data["parts"]) < len(configs)
 
 
 def test_yaml_reads_back_and_damage_is_shown_as_it_is() -> None:

@@ -16,12 +16,12 @@ from autocompress.store.schema import (
     CANDIDATE_COLUMNS,
     DATABASE,
     SCHEMA,
+    CandidateRows,
     StoredTrial,
     acquire_lock,
     candidate_from_row,
     candidate_row,
     existing_run_error,
-    flat_candidate,
     job_row,
     open_database,
     require_run,
@@ -72,10 +72,15 @@ def open_parts() -> PartTable:
 
 
 def flat_row(candidate: Candidate) -> dict[str, Any]:
+    return flat_rows(candidate)[0]
+
+
+def flat_rows(*candidates: Candidate) -> list[dict[str, Any]]:
     parts = open_parts()
-    row = dict(zip(CANDIDATE_COLUMNS, candidate_row(candidate, parts), strict=True))
+    rows = [dict(zip(CANDIDATE_COLUMNS, candidate_row(candidate, parts), strict=True)) for candidate in candidates]
     parts.write_new_parts()
-    return flat_candidate("search", row, parts)
+    table = CandidateRows(parts)
+    return [table.flatten("search", row) for row in rows]
 
 
 @settings(deadline=None)
@@ -126,6 +131,14 @@ def test_the_table_has_a_column_for_each_knob_score_and_cost() -> None:
     }
     assert json.loads(row.pop("config")) == config.to_json()
     assert row == expected
+
+
+@settings(deadline=None)
+@given(st.lists(CANDIDATES, min_size=1, max_size=4))
+def test_rows_that_share_parts_have_the_whole_config(candidates: list[Candidate]) -> None:
+    rows = flat_rows(*candidates, *candidates)
+    assert [row["config"] for row in rows] == [json.dumps(each.config.to_json()) for each in [*candidates, *candidates]]
+    assert rows == [flat_row(candidate) for candidate in candidates] * 2
 
 
 def test_a_list_of_settings_is_a_value_that_tables_can_group_by() -> None:
