@@ -92,6 +92,7 @@ class FuzzResult:
         tracebacks: Exception and place to the number of cases.
         longest: Seconds of the longest case.
         processor: Seconds of processor time of the most expensive case; on a busy machine, a case mostly waits.
+        costliest: Changes of the most expensive case, which make it again from the same base.
         peak: Peak memory of the process in bytes.
     """
 
@@ -103,6 +104,7 @@ class FuzzResult:
     tracebacks: Counter[str] = field(default_factory=Counter)
     longest: float = 0.0
     processor: float = 0.0
+    costliest: list[Change] = field(default_factory=list)
     peak: int = 0
 
     @property
@@ -122,7 +124,9 @@ class FuzzResult:
         self.cases, self.refused = self.cases + other.cases, self.refused + other.refused
         self.code, self.outside = [*self.code, *other.code], [*self.outside, *other.outside]
         self.tracebacks += Counter(other.tracebacks)
-        self.longest, self.processor = max(self.longest, other.longest), max(self.processor, other.processor)
+        self.longest = max(self.longest, other.longest)
+        if other.processor >= self.processor:
+            self.processor, self.costliest = other.processor, other.costliest
         self.peak = max(self.peak, other.peak)
 
 
@@ -643,7 +647,8 @@ def fuzz(
                 result.tracebacks[_describe_error(error)] += 1
         result.refused += bool(refusals)
         result.longest = max(result.longest, time.perf_counter() - started)
-        result.processor = max(result.processor, time.process_time() - processor)
+        if (spent := time.process_time() - processor) > result.processor:
+            result.processor, result.costliest = spent, changes
         if canary.read_text() != "a file of the user" or len(list(canary.parent.iterdir())) != 1:
             result.outside.append(f"{canary}: {changes}")
 
@@ -707,7 +712,8 @@ def main() -> None:
         result = fuzz_in_blocks(kind, arguments.cases, arguments.done)
         lines.append(result.format_row())
         print(lines[-1], flush=True)
-        for text in [*result.code[:5], *result.outside[:5], *map(str, result.tracebacks.most_common(20))]:
+        costliest = [f"most expensive: {result.costliest}"]
+        for text in [*result.code[:5], *result.outside[:5], *map(str, result.tracebacks.most_common(20)), *costliest]:
             print(f"  {text}", flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text("\n".join([*lines, ""]))
