@@ -23,6 +23,8 @@ NEWEST_FORMAT = 2
 # Bytes of parameters that any artifact may ask for before its tensors are read, and their ratio to the tensors beyond
 # that: a pruned layer keeps at least a thousandth of its weights.
 LARGEST_MODEL, LARGEST_SHRINKAGE = 2**28, 1024
+# Bytes of the file: a pruned network of a million channels takes 10 MiB, and JSON takes a second for as much.
+LARGEST_FILE = 2**24
 
 
 class _Strict(BaseModel):
@@ -128,7 +130,7 @@ class Architecture(_Strict):
     labels: dict[str, list[str]] | None
     inputs: Annotated[list[Input], Field(min_length=1, max_length=64)]
     folded: list[tuple[str, str]]
-    start: list[SavedStep] = []
+    start: Annotated[list[SavedStep], Field(max_length=64)] = []
     prune: SavedState | None
     quantize: SavedState | None
     channels: ChannelMap | None = None
@@ -166,6 +168,8 @@ def parse_architecture(content: bytes) -> Architecture:
     Raises:
         ArtifactError: Something is missing, unknown, of another type or out of bounds.
     """
+    if len(content) > LARGEST_FILE:
+        raise ArtifactError(f"architecture.json has {len(content):,} bytes; at most {LARGEST_FILE:,} are read")
     try:
         return Architecture.model_validate_json(content)
     except ValidationError as error:
