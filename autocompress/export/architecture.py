@@ -23,8 +23,9 @@ NEWEST_FORMAT = 2
 # Bytes of parameters that any artifact may ask for before its tensors are read, and their ratio to the tensors beyond
 # that: a pruned layer keeps at least a thousandth of its weights.
 LARGEST_MODEL, LARGEST_SHRINKAGE = 2**28, 1024
-# Bytes of the file: a pruned network of a million channels takes 10 MiB, and JSON takes a second for as much.
-LARGEST_FILE = 2**24
+# Bytes of the file: those that any artifact may have, their ratio to the tensors beyond that, and those that none has.
+# A pruned network of a million channels takes 10 MiB; reading a megabyte takes up to a second.
+SMALL_FILE, LARGEST_RATIO, LARGEST_FILE = 2**20, 4, 2**24
 
 
 class _Strict(BaseModel):
@@ -162,14 +163,34 @@ class Architecture(_Strict):
         return tuple(torch.zeros(entry.shape, dtype=getattr(torch, entry.dtype)) for entry in self.inputs)
 
 
+def check_description_size(files: Mapping[str, bytes], name: str) -> bytes:
+    """Return the content of the JSON file that describes the models of a folder, if it fits model.safetensors.
+
+    Raises:
+        ArtifactError: The file is too large.
+    """
+    content = files[name]
+    limit = min(LARGEST_FILE, max(SMALL_FILE, LARGEST_RATIO * len(files["model.safetensors"])))
+    if len(content) > limit:
+        raise ArtifactError(f"{name} has {len(content):,} bytes; at most {limit:,} are read of this artifact")
+    return content
+
+
+def read_architecture_file(files: Mapping[str, bytes]) -> Architecture:
+    """Return the validated content of architecture.json.
+
+    Raises:
+        ArtifactError: The file is too large, or something is missing, unknown, of another type or out of bounds.
+    """
+    return parse_architecture(check_description_size(files, "architecture.json"))
+
+
 def parse_architecture(content: bytes) -> Architecture:
     """Return the validated content of architecture.json.
 
     Raises:
         ArtifactError: Something is missing, unknown, of another type or out of bounds.
     """
-    if len(content) > LARGEST_FILE:
-        raise ArtifactError(f"architecture.json has {len(content):,} bytes; at most {LARGEST_FILE:,} are read")
     try:
         return Architecture.model_validate_json(content)
     except ValidationError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from autocompress.errors import ArtifactError
-from autocompress.export.architecture import parse_architecture
+from autocompress.export.architecture import read_architecture_file
 from autocompress.export.bench_worker import Bench, Shape
 from autocompress.export.folder import read_files
 
@@ -36,7 +36,7 @@ def bench(
     """
     folder = Path(folder)
     contents = read_files(folder)
-    architecture = parse_architecture(contents["architecture.json"])
+    architecture = read_architecture_file(contents)
     inputs: list[Shape] = [(list(entry.shape), entry.dtype) for entry in architecture.inputs]
     rows = [_measure_in_process(folder / name, inputs, batch, threads, seconds) for name in files if name in contents]
     if any(packed.form in SPARSE_FORMS for packed in architecture.packed.values()):

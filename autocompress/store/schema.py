@@ -58,7 +58,9 @@ def open_database(path: Path) -> sqlite3.Connection:
     # A store is in WAL mode from its first byte. SQLite would apply such a journal, and remove the file of any path
     # that the journal gives as its super-journal.
     if journal.exists():
-        raise RunFolderError(f"{journal} is no file of a store; autocompress did not write it, so do not use the folder")
+        raise RunFolderError(
+            f"{journal} is no file of a store; autocompress did not write it, so do not use the folder"
+        )
     try:
         # No implicit transactions: the store begins and ends its own.
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)

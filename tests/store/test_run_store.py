@@ -482,7 +482,7 @@ def test_a_rollback_journal_that_names_a_file_of_the_user_removes_nothing(tmp_pa
     tail = page + name + struct.pack(">II", len(name), sum(name)) + magic
     (run / "study.db-journal").write_bytes(header + tail)
     for attempt in (RunStore.read, RunStore.open):
-        with pytest.raises(RunFolderError, match="study.db-journal is no file of a store"):
+        with pytest.raises(RunFolderError, match=r"study\.db-journal is no file of a store"):
             attempt(run)
     assert victim.exists()
 
