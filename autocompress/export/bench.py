@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from autocompress.core.commands import python_command
 from autocompress.errors import ArtifactError
 from autocompress.export.architecture import read_architecture_file
 from autocompress.export.bench_worker import Bench, Shape
@@ -72,7 +72,7 @@ def _measure_in_process(file: Path, inputs: Sequence[Shape], batch: int, threads
     batched = [([batch, *shape[1:]], dtype) for shape, dtype in inputs]
     arguments = [str(file), json.dumps(batched), str(threads), str(seconds)]
     process = subprocess.run(
-        [sys.executable, "-m", "autocompress.export.bench_worker", *arguments],
+        [*python_command(), "-m", "autocompress.export.bench_worker", *arguments],
         capture_output=True,
         text=True,
         check=False,
