@@ -2,11 +2,11 @@
 
 Hypothesis changes a small valid artifact, search space or run folder (also a `preprocess.json` of each kind of raw
 input and prediction, with models that carry it, and the `cascade.json` and `warm_start.json` of a run): JSON entries
-are replaced, deleted or nested, bytes are flipped, and files become links, pipes, folders and sparse files. Checksums
-and seals are renewed, as someone who means harm would. Each changed input is read by every function that reads such
-inputs. Counted are programs that were started and objects that were unpickled (by an audit hook), writes outside of
-the folder, exceptions that are no message of autocompress, seconds and processor time of the longest case, and the
-peak memory of the process.
+are replaced, deleted, nested or repeated, bytes are flipped, and files become links, pipes, folders and sparse files.
+Checksums and seals are renewed, as someone who means harm would. Each changed input is read by every function that
+reads such inputs. Counted are programs that were started and objects that were unpickled (by an audit hook), writes
+outside of the folder, exceptions that are no message of autocompress, seconds and processor time of the longest case,
+and the peak memory of the process.
 """
 
 import argparse
@@ -35,6 +35,8 @@ from benchmarks.common import describe_benchmark
 
 #: Cases in one process.
 BLOCK = 100
+#: Entries of a list that is repeated.
+LONGEST = 20_000
 #: Stands for nesting that is too deep for `json.dumps`.
 DEEP = "@deep@"
 HOSTILE: tuple[Any, ...] = (
@@ -167,20 +169,22 @@ def _is_write(arguments: tuple[Any, ...]) -> bool:
 
 
 def change_json(document: Any, change: Change) -> Any:
-    """Return a JSON document with one entry replaced, deleted, renamed or nested."""
+    """Return a JSON document with one entry replaced, deleted, renamed, nested or repeated."""
     _, where, how, value = change
     places = list(_list_places(document))
     if not places:
         return HOSTILE[value % len(HOSTILE)]
     parent, key = places[where % len(places)]
     hostile = HOSTILE[value % len(HOSTILE)]
-    match how % 5:
+    match how % 6:
         case 0:
             del parent[key]
         case 1 if isinstance(parent, dict):
             parent[str(hostile)[:2000]] = parent[key]
         case 2:
             parent[key] = [parent[key]]
+        case 3 if isinstance(parent[key], list):
+            parent[key] = (parent[key] * LONGEST)[:LONGEST]
         case _:
             parent[key] = hostile
     return document
