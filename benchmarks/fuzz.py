@@ -34,7 +34,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as 
 from benchmarks.common import describe_benchmark
 
 #: Cases in one process.
-BLOCK = 100
+BLOCK = 250
 #: Entries of a list that is repeated.
 LONGEST = 20_000
 #: Stands for nesting that is too deep for `json.dumps`.
