@@ -21,8 +21,10 @@ if sys.platform != "win32":
 # What file systems without locks answer: a network folder without its lock service, some FUSE file systems.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # No permission; a folder, a file or a link where another kind is needed; a disk that fails.
-NO_FILE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
-NO_FILE += (errno.ELOOP, errno.ENAMETOOLONG, errno.EBUSY, errno.EIO)
+NO_FILE = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EBUSY, errno.EIO),
+)
 
 
 def cache_folder() -> Path:
