@@ -537,7 +537,7 @@ def check_model_size(architecture: Architecture, tensors: Mapping[str, Tensor]) 
         ArtifactError: They take too much for the tensors of the artifact, or the module cannot be built.
     """
     student = architecture.compression.student
-    nbytes = sum(math.prod(entry.shape) * getattr(torch, entry.dtype).itemsize for entry in architecture.inputs)
+    nbytes: int = sum(math.prod(entry.shape) * getattr(torch, entry.dtype).itemsize for entry in architecture.inputs)
     if student.name in STUDENTS and student.name != FROM_TEACHER:
         with _explain_errors("rebuilt"), torch.device("meta"):
             model = build_family_model(student, architecture.specs, architecture.heads)
