@@ -183,7 +183,7 @@ def change_json(document: Any, change: Change) -> Any:
             parent[str(hostile)[:2000]] = parent[key]
         case 2:
             parent[key] = [parent[key]]
-        case 3 if isinstance(parent[key], list):
+        case 3 if isinstance(parent[key], list) and len(json.dumps(parent[key])) < 5000:
             parent[key] = (parent[key] * LONGEST)[:LONGEST]
         case _:
             parent[key] = hostile
