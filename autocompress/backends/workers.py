@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TypeAlias
 
 from autocompress.backends.base import Evaluate, IdleWork, TrialLimits, skip_idle_work
+from autocompress.core.commands import import_safely
 from autocompress.core.records import Job, State, TrialResult
 from autocompress.errors import UsageError, WorkersError
 
@@ -63,7 +64,7 @@ class Worker:
         self._limit = limits.seconds
 
     def _start(self) -> multiprocessing.process.BaseProcess:
-        with self._arguments[0]:
+        with self._arguments[0], import_safely():
             if sys.platform == "linux":
                 # A driver that was itself forked can neither use its parent's fork server nor start another one.
                 with suppress(OSError, EOFError):

@@ -3,8 +3,10 @@
 Imports stay inside the commands, so that ``--help`` answers at once and reading a run needs no torch.
 """
 
+import errno
 import gc
 import json
+import logging
 import os
 import shlex
 import sys
@@ -42,7 +44,7 @@ from autocompress.cli.terminal import (
     progress_console,
     replace_unprintable,
 )
-from autocompress.errors import AutocompressError, NoCandidateError, UnfinishedRunError, UsageError
+from autocompress.errors import AutocompressError, NoCandidateError, StorageError, UnfinishedRunError, UsageError
 
 app = typer.Typer(
     name="autocompress",
@@ -653,6 +655,7 @@ def main() -> None:
     # fifth of the time of `report`.
     gc.freeze()
     gc.set_threshold(300_000, 50, 50)
+    _open_closed_streams()
     configure_logging()
     for stream in (sys.stdout, sys.stderr):
         replace_unprintable(stream)
@@ -671,10 +674,31 @@ def main() -> None:
         # The reader of the pipe has closed it, as `head` does. Python would report the flush at exit otherwise.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except OSError as error:
+        # What the system refuses to a command, such as a full disk behind standard output.
+        logging.getLogger(__name__).debug("the command fails", exc_info=True)
+        _discard_output()
+        print_prose(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", stderr=True)
+        raise SystemExit(StorageError.exit_code if error.errno == errno.ENOSPC else 1) from None
     finally:
         # The interpreter collects garbage when it ends, which would take a tenth of the time of a command; the memory
         # goes back to the system anyway.
         gc.freeze()
+
+
+def _open_closed_streams() -> None:
+    """Open the standard streams that the caller has closed, before another file gets the number of one of them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+
+
+def _discard_output() -> None:
+    """Write what standard output still holds, or let Python throw it away when it ends, instead of failing again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

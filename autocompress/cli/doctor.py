@@ -14,6 +14,7 @@ from pathlib import Path
 
 from autocompress.backends.local import usable_cores
 from autocompress.core.atomic import cache_folder
+from autocompress.core.commands import python_command
 from autocompress.core.formatting import format_count
 from autocompress.core.free_memory import free_memory
 
@@ -129,7 +130,7 @@ def try_ray() -> str:
     """Run a task on a local Ray cluster in a process of its own; return that it succeeded."""
     # Without the variable, Ray clears CUDA_VISIBLE_DEVICES of tasks without a GPU, and warns about it.
     environment = {**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    command = [sys.executable, "-c", _RAY_SCRIPT]
+    command = [*python_command(), "-c", _RAY_SCRIPT]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=RAY_SECONDS, env=environment)
     except subprocess.TimeoutExpired:

@@ -4,7 +4,7 @@ import math
 import os
 import zipfile
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -58,13 +58,14 @@ def open_array(path: Path, name: str) -> tuple[IO[bytes], tuple[int, ...], "np.d
         ValueError: The file or the array is damaged, or the array is in Fortran's order.
     """
     check_data_file(path)
-    with _damage_errors():
-        archive = zipfile.ZipFile(path)
+    # The file stays open until the stream is closed, also without the archive.
+    with _damage_errors(), zipfile.ZipFile(path) as archive, ExitStack() as on_error:
         entry = archive.getinfo(f"{name}{SUFFIX}")
-        file = archive.open(entry)
+        file = on_error.enter_context(archive.open(entry))
         shape, is_fortran, dtype = read_header(file, entry.file_size)
         if is_fortran:
             raise ValueError(f"{name} is in Fortran's order; write it with numpy.ascontiguousarray")
+        on_error.pop_all()
         return file, shape, dtype
 
 

@@ -21,6 +21,11 @@ if sys.platform != "win32":
 
 # What file systems without locks answer: a network folder without its lock service, some FUSE file systems.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# No permission; a folder, a file or a link where another kind is needed; a disk that fails.
+NO_FILE = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EBUSY, errno.EIO),
+)
 
 
 def cache_folder() -> Path:
@@ -81,7 +86,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         # A full disk, a full quota and a file-size limit have the same remedy.
         if reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError(f"no space left for {path}; free some and run again with --resume") from reason
-        if reason.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if reason.errno in NO_FILE:
             raise StorageError(f"{path} cannot be written ({reason.strerror}); choose another folder") from reason
         raise
 

@@ -1,11 +1,11 @@
-"""Commands of the user: started without a shell, and killed with all that they started when their time is up."""
+"""Commands of the user, without a shell and killed when their time is up, and further processes of this Python."""
 
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 
@@ -66,3 +66,34 @@ def run_command(words: Sequence[str], timeout: float, environment: Mapping[str, 
                     os.killpg(process.pid, signal.SIGKILL)
             raise
     return CommandResult(process.returncode, output, errors)
+
+
+def python_command() -> list[str]:
+    """Return the start of a command of this Python that imports nothing from the current folder.
+
+    ``-c`` and ``-m`` import from there before the standard library, and the current folder is often an artifact or a
+    run folder from elsewhere. Where this process imports from there itself, its children may, too.
+    """
+    return [sys.executable] if _imports_current_folder() else [sys.executable, "-P"]
+
+
+@contextmanager
+def import_safely() -> Iterator[None]:
+    """Let processes that :mod:`multiprocessing` starts in the body import as :func:`python_command` says."""
+    name = "PYTHONSAFEPATH"
+    if _imports_current_folder() or name in os.environ:
+        yield
+        return
+    # The command line of these processes cannot be changed otherwise.
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+
+
+def _imports_current_folder() -> bool:
+    with suppress(FileNotFoundError):
+        return os.getcwd() in map(os.path.abspath, sys.path)
+    # The current folder was deleted.
+    return False

@@ -46,6 +46,22 @@ class LayerBits:
     stored: int = field(default=32, compare=False)
 
 
+def require_distinct(names: Iterable[object]) -> None:
+    """Check that a history names each part of a model once.
+
+    A history comes from a file, which could repeat one entry as often as its size allows.
+
+    Raises:
+        CompressionError: A name occurs twice.
+        TypeError: A name cannot be compared.
+    """
+    seen = set[object]()
+    for name in names:
+        if name in seen:
+            raise CompressionError(f"the history names {str(name)[:60]!r} twice")
+        seen.add(name)
+
+
 def match_layers(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     """Return the names of the modules that a pattern matches, or that lie inside a module which one matches.
 

@@ -23,6 +23,9 @@ NEWEST_FORMAT = 2
 # Bytes of parameters that any artifact may ask for before its tensors are read, and their ratio to the tensors beyond
 # that: a pruned layer keeps at least a thousandth of its weights.
 LARGEST_MODEL, LARGEST_SHRINKAGE = 2**28, 1024
+# Bytes of the file: those that any artifact may have, their ratio to the tensors beyond that, and those that none has.
+# A pruned network of a million channels takes 10 MiB; reading a megabyte takes up to a second.
+SMALL_FILE, LARGEST_RATIO, LARGEST_FILE = 2**20, 4, 2**24
 
 
 class _Strict(BaseModel):
@@ -128,7 +131,7 @@ class Architecture(_Strict):
     labels: dict[str, list[str]] | None
     inputs: Annotated[list[Input], Field(min_length=1, max_length=64)]
     folded: list[tuple[str, str]]
-    start: list[SavedStep] = []
+    start: Annotated[list[SavedStep], Field(max_length=64)] = []
     prune: SavedState | None
     quantize: SavedState | None
     channels: ChannelMap | None = None
@@ -158,6 +161,28 @@ class Architecture(_Strict):
     def example(self) -> tuple[Tensor, ...]:
         """Return a batch of one, all zeros, as the model's positional arguments."""
         return tuple(torch.zeros(entry.shape, dtype=getattr(torch, entry.dtype)) for entry in self.inputs)
+
+
+def check_description_size(files: Mapping[str, bytes], name: str) -> bytes:
+    """Return the content of the JSON file that describes the models of a folder, if it fits model.safetensors.
+
+    Raises:
+        ArtifactError: The file is too large.
+    """
+    content = files[name]
+    limit = min(LARGEST_FILE, max(SMALL_FILE, LARGEST_RATIO * len(files["model.safetensors"])))
+    if len(content) > limit:
+        raise ArtifactError(f"{name} has {len(content):,} bytes; at most {limit:,} are read of this artifact")
+    return content
+
+
+def read_architecture_file(files: Mapping[str, bytes]) -> Architecture:
+    """Return the validated content of architecture.json.
+
+    Raises:
+        ArtifactError: The file is too large, or something is missing, unknown, of another type or out of bounds.
+    """
+    return parse_architecture(check_description_size(files, "architecture.json"))
 
 
 def parse_architecture(content: bytes) -> Architecture:

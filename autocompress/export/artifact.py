@@ -40,7 +40,7 @@ from autocompress.export.architecture import (
     SavedState,
     dump_state,
     method_state,
-    parse_architecture,
+    read_architecture_file,
 )
 from autocompress.export.card import Card, render_card
 from autocompress.export.folder import read_files, write_files
@@ -314,7 +314,7 @@ def read_tensors(folder: Path, *, key: Path | str | None = None) -> tuple[Archit
     """
     # Reads every file once, so that the checked bytes are the bytes that are used.
     files = read_files(folder, key=key)
-    architecture = parse_architecture(files["architecture.json"])
+    architecture = read_architecture_file(files)
     try:
         stored = load(files["model.safetensors"])
     except (SafetensorError, ValueError) as error:
@@ -330,7 +330,7 @@ def read_architecture(folder: Path | str) -> Architecture:
     Raises:
         ArtifactError: The folder is no artifact, or a file was changed.
     """
-    return parse_architecture(read_files(Path(folder))["architecture.json"])
+    return read_architecture_file(read_files(Path(folder)))
 
 
 def _build_architecture(deployable: Deployable) -> tuple[Architecture, dict[str, Tensor]]:
@@ -528,8 +528,8 @@ def _build_initial_model(architecture: Architecture, student: Part) -> nn.Module
     return model
 
 
-def check_model_size(architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
-    """Check what a module and its example take, before either is built: a small file may declare any width.
+def check_model_size(architecture: Architecture, tensors: Mapping[str, Tensor]) -> int:
+    """Return the bytes that a module and its example take, before either is built: a small file may declare any width.
 
     A module of a task is not checked: its size does not depend on the artifact.
 
@@ -537,7 +537,7 @@ def check_model_size(architecture: Architecture, tensors: Mapping[str, Tensor]) 
         ArtifactError: They take too much for the tensors of the artifact, or the module cannot be built.
     """
     student = architecture.compression.student
-    nbytes = sum(math.prod(entry.shape) * getattr(torch, entry.dtype).itemsize for entry in architecture.inputs)
+    nbytes: int = sum(math.prod(entry.shape) * getattr(torch, entry.dtype).itemsize for entry in architecture.inputs)
     if student.name in STUDENTS and student.name != FROM_TEACHER:
         with _explain_errors("rebuilt"), torch.device("meta"):
             model = build_family_model(student, architecture.specs, architecture.heads)
@@ -548,6 +548,7 @@ def check_model_size(architecture: Architecture, tensors: Mapping[str, Tensor]) 
             f"architecture.json describes a module of {nbytes:,} bytes, and model.safetensors has {stored:,}: they do "
             "not belong together"
         )
+    return nbytes
 
 
 def _restore_pruning(architecture: Architecture, tensors: Mapping[str, Tensor], model: nn.Module) -> nn.Module:

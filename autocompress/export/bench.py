@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from autocompress.core.commands import python_command
 from autocompress.errors import ArtifactError
-from autocompress.export.architecture import parse_architecture
+from autocompress.export.architecture import read_architecture_file
 from autocompress.export.bench_worker import Bench, Shape
 from autocompress.export.folder import read_files
 
@@ -36,7 +36,7 @@ def bench(
     """
     folder = Path(folder)
     contents = read_files(folder)
-    architecture = parse_architecture(contents["architecture.json"])
+    architecture = read_architecture_file(contents)
     inputs: list[Shape] = [(list(entry.shape), entry.dtype) for entry in architecture.inputs]
     rows = [_measure_in_process(folder / name, inputs, batch, threads, seconds) for name in files if name in contents]
     if any(packed.form in SPARSE_FORMS for packed in architecture.packed.values()):
@@ -72,7 +72,7 @@ def _measure_in_process(file: Path, inputs: Sequence[Shape], batch: int, threads
     batched = [([batch, *shape[1:]], dtype) for shape, dtype in inputs]
     arguments = [str(file), json.dumps(batched), str(threads), str(seconds)]
     process = subprocess.run(
-        [sys.executable, "-m", "autocompress.export.bench_worker", *arguments],
+        [*python_command(), "-m", "autocompress.export.bench_worker", *arguments],
         capture_output=True,
         text=True,
         check=False,

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from autocompress.core.formatting import is_finite
 from autocompress.core.records import Job, TrialResult
+from autocompress.core.untrusted import join_inside
 from autocompress.errors import UsageError, did_you_mean
 from autocompress.export.mlflow_export import MlflowLog
 
@@ -48,8 +49,8 @@ class TensorBoardLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._open = SummaryWriter
-        self._folder = folder / TENSORBOARD
-        self._writer = SummaryWriter(str(self._folder / "search"))
+        self._folder = folder
+        self._writer = SummaryWriter(str(join_inside(folder, TENSORBOARD, "search")))
         self._epochs: dict[int, float] = {}
 
     def record(self, job: Job, result: TrialResult, seconds: float, values: Mapping[str, float]) -> None:
@@ -61,7 +62,7 @@ class TensorBoardLog:
         if job.base is not None or not result.candidates:
             return
         parent, last = result.candidates[0], self._epochs.get(job.number, 0.0)
-        with self._open(str(self._folder / f"trial-{job.number}")) as writer:
+        with self._open(str(join_inside(self._folder, TENSORBOARD, f"trial-{job.number}"))) as writer:
             for row in result.curve:
                 for name, value in row.items():
                     if name != "epoch" and row["epoch"] > last and is_finite(value):

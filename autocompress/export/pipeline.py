@@ -35,6 +35,8 @@ METADATA = "autocompress.preprocess"
 BATCH = 256
 # Pixels of an image before it is decoded, 192 MB in RGB.
 LARGEST_IMAGE = 2**26
+# Formats that Pillow decodes by itself; for others it starts programs, such as Ghostscript for PostScript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Numbers in one input of an example, which bounds what a changed preprocess.json makes of a short text.
 LARGEST_INPUT = 2**26
 # The only options of a session that an export writes.
@@ -307,9 +309,9 @@ class ImageEncoder:
     def _open(self, value: Any) -> Any:
         """Return a Pillow image."""
         if isinstance(value, bytes):
-            return self.image.open(io.BytesIO(value))
+            return self.image.open(io.BytesIO(value), formats=FORMATS)
         if isinstance(value, str | Path):
-            return self.image.open(value)
+            return self.image.open(value, formats=FORMATS)
         array = _as_array(value)
         if array.dtype == object or array.dtype.kind not in "uif" or array.ndim not in (2, 3):
             raise PipelineError(f"it is {_name_type(value)}; give a path, bytes, a Pillow image or an array [H, W, C]")
@@ -725,7 +727,7 @@ def _read_size(value: Any) -> tuple[int, int]:
         height, width = _as_array(value).shape[:2]
         return width, height
     opened: Any = io.BytesIO(value) if isinstance(value, bytes) else value
-    with nullcontext(value) if isinstance(value, Image.Image) else Image.open(opened) as picture:
+    with nullcontext(value) if isinstance(value, Image.Image) else Image.open(opened, formats=FORMATS) as picture:
         # EXIF's orientations from 5 on exchange width and height.
         is_turned = picture.getexif().get(0x0112, 1) >= 5
         width, height = picture.size

@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from autocompress.core.atomic import require_writable
 from autocompress.core.untrusted import is_name
 from autocompress.errors import ArtifactError, UnknownNameError, UsageError, did_you_mean
-from autocompress.export.architecture import Architecture
+from autocompress.export.architecture import (
+    LARGEST_MODEL,
+    LARGEST_SHRINKAGE,
+    Architecture,
+    check_description_size,
+)
 from autocompress.export.artifact import check_model_size, locate_values, read_tensors, rebuild_module
 from autocompress.export.folder import read_files, write_files
 from autocompress.export.shared_tensors import ModelTensors, Shared, restore_tensors, share_tensors
@@ -199,7 +204,7 @@ def _read_joined(
 ) -> tuple[SwitchableArchitecture, dict[str, dict[str, Tensor]]]:
     files = read_files(folder, (TENSORS, DESCRIPTION), key=key)
     try:
-        description = SwitchableArchitecture.model_validate_json(files[DESCRIPTION])
+        description = SwitchableArchitecture.model_validate_json(check_description_size(files, DESCRIPTION))
         stored = unpack_tensors(load(files[TENSORS]), description.packed, description.aliases)
     except ValidationError as error:
         raise ArtifactError(f"{DESCRIPTION}: {error.errors()[0]['msg']}") from error
@@ -208,8 +213,13 @@ def _read_joined(
     if set(description.models) != set(description.shared):
         raise ArtifactError(f"{DESCRIPTION}: its models and its derivations have other names")
     tensors = restore_tensors(stored, description.shared)
-    for name, architecture in description.models.items():
-        check_model_size(architecture, tensors[name])
+    nbytes = sum(check_model_size(architecture, tensors[name]) for name, architecture in description.models.items())
+    # Each model may share the tensors of one, and takes memory of its own.
+    if nbytes > max(LARGEST_MODEL, LARGEST_SHRINKAGE * len(files[TENSORS])):
+        raise ArtifactError(
+            f"{DESCRIPTION} describes models of {nbytes:,} bytes, and {TENSORS} has {len(files[TENSORS]):,}: they do "
+            "not belong together"
+        )
     return description, tensors
 
 

@@ -407,7 +407,9 @@ def replay_history(model: nn.Module, history: Sequence[Sequence[Any]]) -> None:
 
 
 def _set_count(module: nn.Module, attribute: str, value: int) -> None:
-    if not isinstance(getattr(module, attribute), int) or not isinstance(value, int) or value < 1:
+    before = getattr(module, attribute)
+    # Pruning lowers such a number; a history from elsewhere could raise it, and with it the memory of the model.
+    if not isinstance(before, int) or not isinstance(value, int) or not 1 <= value <= before:
         raise ValueError(f"'{attribute}' is no number that could become {value}")
     setattr(module, attribute, value)
 

@@ -115,6 +115,8 @@ class Depth:
         if not isinstance(names, list):
             raise CompressionError("the pruning history has no list of dropped blocks")
         modules = dict(model.named_modules())
+        if len(names) > len(modules):
+            raise CompressionError(f"the pruning history names {len(names)} blocks of {len(modules)} modules")
         for name in names:
             if not isinstance(name, str) or not name or name not in modules:
                 raise CompressionError(f"the pruning history does not fit the model: it has no block '{name}'")

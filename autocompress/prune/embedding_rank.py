@@ -137,6 +137,8 @@ class EmbeddingRank:
         entries = state.history.get("factorized")
         if not isinstance(entries, list):
             raise CompressionError("the pruning history has no list of factorized tables")
+        if len(entries) > (count := len(find_tables(model))):
+            raise CompressionError(f"the pruning history names {len(entries)} embedding tables of {count}")
         for entry in entries:
             try:
                 name, rank = entry

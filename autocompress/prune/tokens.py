@@ -104,6 +104,8 @@ class Tokens:
         if not isinstance(entries, list):
             raise CompressionError("the pruning history has no list of numbers of tokens")
         layers = find_selecting_attention(model)
+        if len(entries) > len(layers):
+            raise CompressionError(f"the pruning history names {len(entries)} layers of {len(layers)}")
         for entry in entries:
             try:
                 name, count = entry

@@ -21,6 +21,7 @@ from autocompress.core.attention import (
     has_plain_projections,
     list_projections,
 )
+from autocompress.core.method import require_distinct
 from autocompress.errors import CompressionError
 
 
@@ -188,8 +189,10 @@ def convert_named(model: nn.Module, names: Iterable[str]) -> nn.Module:
     """Return a model, changed in place, with the named layers in forms that can be quantized.
 
     Raises:
-        CompressionError: A layer has no such form: the model is another one.
+        CompressionError: A layer has no such form: the model is another one. Or a name occurs twice.
     """
+    names = list(names)
+    require_distinct(names)
     for name in names:
         module = model.get_submodule(name)
         if isinstance(module, CONVERTED):

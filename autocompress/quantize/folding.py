@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
+from autocompress.core.method import require_distinct
 from autocompress.errors import CompressionError
 from autocompress.quantize.conversion import CONVERTED, original_state
 
@@ -269,8 +270,9 @@ def fold_structure(model: nn.Module, pairs: Sequence[Sequence[str]]) -> None:
     Pairs that are already folded do not change.
 
     Raises:
-        CompressionError: The model has no such layer or batch normalization.
+        CompressionError: The model has no such layer or batch normalization, or a pair occurs twice.
     """
+    require_distinct(norm_name for _, norm_name in pairs)
     for layer_name, norm_name in pairs:
         layer, norm = _get_module(model, layer_name), _get_module(model, norm_name)
         if isinstance(norm, FoldedBatchNorm):

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from autocompress.core.method import MethodState
+from autocompress.core.method import MethodState, require_distinct
 from autocompress.errors import CompressionError
 from autocompress.quantize.conversion import convert_named
 from autocompress.quantize.fake_quantize import (
@@ -47,6 +47,7 @@ def restore_quantization(model: nn.Module, state: MethodState) -> nn.Module:
         # Histories of earlier versions have no such entry.
         model = convert_named(model, state.history.get("converted", ()))
         layers = find_layers(model)
+        require_distinct(entry["name"] for entry in state.history["layers"])
         for entry in state.history["layers"]:
             name = entry["name"]
             layer = layers[name]

@@ -11,8 +11,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -156,7 +158,7 @@ class _Endpoints:
             return self._refuse(RequestError(403, "adaptation is switched off; start the service with --allow-adapt"))
         # A browser names the page that sends a request; no page of another site may start an adaptation.
         origin = request.headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+        if origin is not None and not _is_own_page(origin, request.headers.get("host", "")):
             return self._refuse(RequestError(403, "adaptations are not started by pages of other sites"))
         # Two adaptations would write the same version.
         if not self._adapting.acquire(blocking=False):
@@ -203,6 +205,19 @@ class _Endpoints:
             return JSONResponse({"error": "the model failed on this request; see the log of the service"}, 500)
         self._metrics.record_refusal(status)
         return JSONResponse({"error": str(error)}, status, headers=headers)
+
+
+def _is_own_page(origin: str, host: str) -> bool:
+    """Return whether a page was loaded from this service: from the same host, given by its address or as localhost.
+
+    Any other name may have been pointed at this machine after its page was loaded (DNS rebinding).
+    """
+    if origin.partition("://")[2] != host:
+        return False
+    with suppress(ValueError):
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ip_address(name).version)
+    return False
 
 
 class _Connection(H11Protocol):

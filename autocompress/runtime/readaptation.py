@@ -8,7 +8,6 @@ keeps answering. All new versions are written and verified before the first one 
 import logging
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 from collections import deque
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autocompress.core.commands import python_command
 from autocompress.errors import ArtifactError, UsageError
 from autocompress.export.pipeline import Values
 from autocompress.runtime.drift import DriftWatch
@@ -101,7 +101,8 @@ def adapt_service(
 
 def _write_version(model: ServedModel, data: Path, plugins: Sequence[Path]) -> Path:
     """Return the folder of the new version of a model."""
-    command = [sys.executable, "-m", "autocompress", "adapt", str(model.folder), "--data", str(data), "--minutes", "0"]
+    command = [*python_command(), "-m", "autocompress", "adapt", str(model.folder)]
+    command += ["--data", str(data), "--minutes", "0"]
     command += [word for path in plugins for word in ("--plugin", str(path))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     # The process may have ended already.

@@ -132,12 +132,16 @@ class RunStore:
         lock = acquire_lock(folder)
         try:
             store = cls(folder, open_database(folder / DATABASE), lock)
+        except BaseException:
+            lock.release()
+            raise
+        try:
             store._check_format()
             if store._read_entry("format") not in CONTINUED:
                 raise RunFolderError(f"{folder} was created by an older version: it can be read, but not continued")
             store._add_missing_tables()
         except BaseException:
-            lock.release()
+            store.close()
             raise
         return store
 
@@ -155,9 +159,13 @@ class RunStore:
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, Path(copy.name) / name)
             store = cls(folder, open_database(Path(copy.name) / DATABASE), None, copy)
-        # A reader fires no trigger of ours, which need functions of this program.
-        store._connection.execute("PRAGMA trusted_schema=OFF")
-        store._check_format()
+        try:
+            # A reader fires no trigger of ours, which need functions of this program.
+            store._connection.execute("PRAGMA trusted_schema=OFF")
+            store._check_format()
+        except BaseException:
+            store.close()
+            raise
         return store
 
     def _create_tables(self) -> None:

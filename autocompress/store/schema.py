@@ -9,7 +9,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -53,20 +53,30 @@ def open_database(path: Path) -> sqlite3.Connection:
 
     Raises:
         StorageError: The file cannot be opened.
-        RunFolderError: It is not a database, or a damaged one.
+        RunFolderError: It is not a database, a damaged one, or one with a rollback journal.
     """
     require_regular(path.with_name(path.name + suffix) for suffix in DATABASE_SUFFIXES)
+    journal = path.with_name(f"{path.name}-journal")
+    # A store is in WAL mode from its first byte. SQLite would apply such a journal, and remove the file of any path
+    # that the journal gives as its super-journal.
+    if journal.exists():
+        raise RunFolderError(
+            f"{journal} is no file of a store; autocompress did not write it, so do not use the folder"
+        )
     try:
-        # No implicit transactions: the store begins and ends its own.
-        connection = sqlite3.connect(path, timeout=30, isolation_level=None)
-        # A value that SQLite reads into memory; a row of ours has some megabytes at most.
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
-        connection.create_function("seal_of", -1, seal_of, deterministic=True)
-        connection.create_function("is_name", 1, is_name, deterministic=True)
-        # Journal mode is a property of the file, so Optuna's connections share it.
-        connection.execute("PRAGMA journal_mode=WAL")
-        # A committed transaction survives a power failure.
-        connection.execute("PRAGMA synchronous=FULL")
+        with ExitStack() as on_error:
+            # No implicit transactions: the store begins and ends its own.
+            connection = on_error.enter_context(closing(sqlite3.connect(path, timeout=30, isolation_level=None)))
+            # A value that SQLite reads into memory; a row of ours has some megabytes at most.
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
+            connection.create_function("seal_of", -1, seal_of, deterministic=True)
+            connection.create_function("is_name", 1, is_name, deterministic=True)
+            # Journal mode is a property of the file, so Optuna's connections share it.
+            connection.execute("PRAGMA journal_mode=WAL")
+            # A committed transaction survives a power failure.
+            connection.execute("PRAGMA synchronous=FULL")
+            on_error.pop_all()
+            return connection
     except sqlite3.OperationalError as reason:
         raise StorageError(f"cannot open {path} ({reason}); check that the folder can be written") from None
     except sqlite3.DatabaseError as damage:
@@ -74,7 +84,6 @@ def open_database(path: Path) -> sqlite3.Connection:
     except UnicodeDecodeError:
         # SQLite quotes the broken part of its schema in the error, and the bytes are not valid text.
         raise damage_error(path, "its schema cannot be read") from None
-    return connection
 
 
 @contextmanager
@@ -142,12 +151,13 @@ def find_other_types(connection: sqlite3.Connection) -> str:
 
     SQLite keeps a text in a column of numbers, and everything that reads the row would meet it.
     """
-    own = sqlite3.connect(":memory:")
-    own.executescript(SCHEMA)
+    with closing(sqlite3.connect(":memory:")) as own:
+        own.executescript(SCHEMA)
+        columns = {table: own.execute(f"PRAGMA table_info({table})").fetchall() for table in SEALED}
     for table in SEALED:
         present = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
         faults = []
-        for _, name, kind, is_required, _, is_key in own.execute(f"PRAGMA table_info({table})"):
+        for _, name, kind, is_required, _, is_key in columns[table]:
             # Earlier formats lack some columns.
             if name in present:
                 types = [*_STORED_TYPES[kind], *([] if is_required or is_key else ["null"])]

@@ -34,6 +34,8 @@ FORMAT = 2
 MAX_UNREADABLE_SHARE = 0.05
 # Pixels of an image before it is decoded, 192 MB in RGB; as in pipeline.py.
 LARGEST_IMAGE = 2**26
+# Formats that Pillow decodes by itself; for others it starts programs, such as Ghostscript for PostScript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Exceptions of Pillow for files that are not images, are truncated, or are so large that decoding exhausts the memory.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 # EXIF tag of the rotation that a camera recorded.
@@ -94,7 +96,7 @@ def open_image(path: str) -> Image.Image:
         ValueError: Its header declares more pixels than :data:`LARGEST_IMAGE`.
     """
     check_data_file(path)
-    image = Image.open(path)
+    image = Image.open(path, formats=FORMATS)
     try:
         check_size(image.width, image.height)
     except ValueError:

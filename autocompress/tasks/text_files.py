@@ -1,16 +1,20 @@
 """Texts with one or several labels each, read from CSV and TSV files, compressed or not."""
 
 import csv
+import errno
 import gzip
+import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from math import isfinite
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO, cast
 
+from autocompress.core.free_memory import free_memory
 from autocompress.core.untrusted import check_data_file
 from autocompress.errors import UsageError, did_you_mean
 from autocompress.tasks.mapped_arrays import require_file_memory
@@ -137,12 +141,38 @@ def _open_rows(path: Path, delimiter: str) -> Iterator[Iterator[tuple[int, list[
         csv.field_size_limit(previous_limit)
 
 
+class _LimitedGzip(gzip.GzipFile):
+    """A compressed file whose content fits into memory: gzip shrinks a text of one letter to a thousandth.
+
+    Args:
+        path: Path of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        free = free_memory()
+        # As text, rows take more than their bytes.
+        self._largest = math.inf if free is None else free / 2
+
+    def read1(self, size: int = -1) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            OSError: The content takes more than half of the free memory.
+        """
+        if self.tell() > self._largest:
+            raise OSError(
+                errno.EFBIG, f"its content is larger than {self._largest:,.0f} bytes, half of the free memory"
+            )
+        return super().read1(size)
+
+
 def open_text(path: Path) -> TextIO:
     """Open a text file in UTF-8, compressed as ``.gz`` or not."""
     check_data_file(path)
     # utf-8-sig also reads the byte order mark that spreadsheet programs write.
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+        return TextIOWrapper(cast(BinaryIO, _LimitedGzip(path)), encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
 
 

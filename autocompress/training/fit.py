@@ -37,6 +37,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from autocompress.core.commands import python_command
 from autocompress.core.config import Part
 from autocompress.errors import AutocompressError, TrialError
 from autocompress.training.device import CPU, ProcessGroup, choose_precision
@@ -242,7 +243,7 @@ def _start_processes(size: int, folder: Path, variables: Mapping[str, str]) -> I
     # Gloo is configured by the name of a network interface alone; other machines cannot reach the loopback interface.
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     environment = {**os.environ, **variables, "GLOO_SOCKET_IFNAME": loopback, _CHILD_VARIABLE: "1"}
-    command = [sys.executable, "-c", _CHILD]
+    command = [*python_command(), "-c", _CHILD]
     pipe = subprocess.PIPE
     children: list[Child] = []
     try:

@@ -3,6 +3,7 @@
 import copy
 import io
 import logging
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -123,15 +124,16 @@ def restore_state(
         random_state = random_states[min(group.rank, len(random_states) - 1)]
         for name, generator in generators.items():
             generator.set_state(random_state["generators"][name])
-    except (KeyError, RuntimeError, ValueError) as misfit:
+        # Last, because building the parts may have drawn from the global generator.
+        torch.set_rng_state(random_state["torch"])
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as misfit:
         raise TrialError(f"the state of a paused trial does not fit its config: {misfit}") from misfit
-    # Last, because building the parts may have drawn from the global generator.
-    torch.set_rng_state(random_state["torch"])
 
 
 def _deserialize(content: bytes | Path) -> _FitState:
     try:
         # Tensors and plain values only: a run folder that came from somewhere else must not run code.
+        _require_stored(content)
         if isinstance(content, Path):
             state = torch.load(content, weights_only=True, mmap=True)
         else:
@@ -146,6 +148,21 @@ def _deserialize(content: bytes | Path) -> _FitState:
         )
     except Exception as damage:  # The reader of torch raises many kinds of errors on a damaged file.
         raise TrialError(f"the state of a paused trial cannot be read: {damage}") from damage
+
+
+def _require_stored(content: bytes | Path) -> None:
+    """Check that a serialized state takes no more memory than its file: torch reads compressed archives, too.
+
+    Raises:
+        ValueError: An entry is compressed, or entries share bytes.
+        zipfile.BadZipFile: It is no archive.
+    """
+    nbytes = len(content) if isinstance(content, bytes) else content.stat().st_size
+    with zipfile.ZipFile(io.BytesIO(content) if isinstance(content, bytes) else content) as archive:
+        entries = archive.infolist()
+    is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    if not is_stored or sum(entry.file_size for entry in entries) > nbytes:
+        raise ValueError("its entries take more memory than its file")
 
 
 logger = logging.getLogger(__name__)

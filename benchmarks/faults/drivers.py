@@ -38,7 +38,7 @@ def kill_drivers(root: Path, kills: int = 41, trials: int = 30, points: Sequence
     draw = random.Random(0)
     kill_count, searches = 0, 0
     lost = duplicated = running = processes = wrong = partial_count = 0
-    stalls: list[float] = []
+    stalls: list[tuple[float, float]] = []
     named = list(points)
     while kill_count < kills + len(points):
         folder, searches = root / str(searches), searches + 1
@@ -70,18 +70,23 @@ def kill_drivers(root: Path, kills: int = 41, trials: int = 30, points: Sequence
         keys = [_remove_seed(config) for _, _, config in stored_trials]
         duplicated += len(keys) - len(set(keys))
         # The first start creates the store and is not a restart.
-        stalls += [float(line) for line in (folder / "stalls").read_text().split()][1:]
+        lines = (folder / "stalls").read_text().splitlines()[1:]
+        stalls += [(float(seconds), float(waited)) for seconds, waited in map(str.split, lines)]
         time.sleep(0.5)
         processes += len(evaluator.living_processes())
-    # Without a second start, the driver could not be resumed.
-    slowest = max(stalls, default=math.inf)
+    # What else runs on the machine delays a restart, but is no property of the driver. Without a second start, the
+    # driver could not be resumed.
+    slowest = max((seconds - waited for seconds, waited in stalls), default=math.inf)
+    longest = max((seconds for seconds, _ in stalls), default=math.inf)
     measured = (
         f"{kill_count} kills in {searches} searches: {lost} lost, {duplicated} duplicated, "
         f"{partial_count} ended without all of their candidates, {running} left running, "
-        f"{wrong} trials too many or too few, {processes} processes left; restart stall at most {slowest:.2f} s"
+        f"{wrong} trials too many or too few, {processes} processes left; restart stall at most {slowest:.2f} s, "
+        f"{longest:.2f} s with waiting for a processor"
     )
     held = not (lost or duplicated or partial_count or running or processes or wrong) and slowest <= 2
-    return FaultResult("0 lost, 0 duplicated, 0 left running, exactly N trials, stall <= 2 s", measured, held)
+    expected = "0 lost, 0 duplicated, 0 left running, exactly N trials, stall <= 2 s on a free processor"
+    return FaultResult(expected, measured, held)
 
 
 def _remove_seed(config: str) -> str:
@@ -152,7 +157,8 @@ def kill_searches(runs: Path, kills: int = 100, trials: int = 30, seed: int = 0)
         faults["duplicated"] += len(keys) - len(set(keys))
         faults["wrong"] += abs(len(stored) - trials) + sum(state == "running" for _, state, _ in stored)
         ended += sum(state in ("complete", "stopped") for _, state, _ in stored)
-        faults["left"] += count_lasting_processes("environ", str(runs))
+        # A process without an owner stays for ever; on a busy machine, one that ends takes more than ten seconds.
+        faults["left"] += count_lasting_processes("environ", str(runs), seconds=60)
     counts = ", ".join(f"{count} {name}" for name, count in faults.items())
     measured = (
         f"{kill_count} kills in {searches} searches of {trials} trials, {ended} of them ended by themselves: {counts}"

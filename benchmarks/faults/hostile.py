@@ -128,7 +128,7 @@ def _list_model_damages() -> dict[str, Damage]:
 
 
 def _list_size_damages() -> dict[str, Damage]:
-    """Return changes of an artifact whose declared sizes exceed its files by far."""
+    """Return changes of an artifact whose declared sizes exceed its files, or that repeats work, by far."""
 
     def declare_heads(document: dict[str, Any]) -> None:
         document["heads"] = {f"h{number}": 2**24 for number in range(16)}
@@ -145,7 +145,10 @@ def _list_size_damages() -> dict[str, Damage]:
     def enlarge_vocabulary(document: dict[str, Any]) -> None:
         document["inputs"][0] |= {"shape": [8], "vocabulary": 2**40}
 
-    changes = (declare_heads, declare_constants, widen, enlarge_input, enlarge_vocabulary)
+    def repeat_history(document: dict[str, Any]) -> None:
+        document["quantize"]["history"]["layers"] *= 100
+
+    changes = (declare_heads, declare_constants, widen, enlarge_input, enlarge_vocabulary, repeat_history)
     return {change.__name__: _set_entry("architecture.json", change) for change in changes}
 
 
@@ -182,8 +185,9 @@ def _read_damaged(
         result.cases += 1
         result.refused += bool(refusals)
         result.longest = max(result.longest, time.perf_counter() - started)
-        if (root / "touched").exists() or canary.read_text() != "a file of the user":
+        if (root / "touched").exists() or not canary.exists() or canary.read_text() != "a file of the user":
             result.code.append(name)
+            canary.write_text("a file of the user")
     return result, accepted, messages
 
 
@@ -384,6 +388,20 @@ def _enlarge_value(folder: Path) -> None:
     connection.close()
 
 
+def _add_rollback_journal(folder: Path) -> None:
+    """Add a journal without pages that names the canary as its super-journal, which SQLite removes with the journal."""
+    from autocompress.store.schema import DATABASE
+
+    name, magic = str(folder.parent / "outside" / "canary").encode(), bytes.fromhex("d9d505f920a163d7")
+    connection = sqlite3.connect(folder / DATABASE)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    pages = (folder / DATABASE).stat().st_size // 4096
+    header = (magic + struct.pack(">IIIII", 0, 0, pages, 512, 4096)).ljust(512, b"\0")
+    tail = struct.pack(">I", 2**30 // 4096 + 1) + name + struct.pack(">II", len(name), sum(name)) + magic
+    (folder / f"{DATABASE}-journal").write_bytes(header + tail)
+
+
 def open_hostile_runs(root: Path) -> FaultResult:
     """Row 25: run folders with ids that are paths, escapes or commands, with views, triggers and deep JSON."""
     base = write_base_run(root / "base")
@@ -398,6 +416,7 @@ def open_hostile_runs(root: Path) -> FaultResult:
         "a virtual table": _change_rows("CREATE VIRTUAL TABLE more USING fts5(x)"),
         "deep JSON": _change_rows("UPDATE ac_candidates SET details = ?", "[" * 100_000),
         "a large value": _enlarge_value,
+        "a rollback journal": _add_rollback_journal,
         "a loop of rows": _change_rows(
             "INSERT INTO ac_notes (notes) WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 3) "
             "SELECT '{' FROM n"

@@ -68,7 +68,7 @@ def drive(folder: Path, trials: int, workers: int, evaluator: MockEvaluator, *ov
     from autocompress.engine.spec import parse_spec
     from autocompress.store.run_store import DATABASE, RunStore
 
-    started = time.monotonic()
+    started, waited = time.monotonic(), read_processor_wait()
     source = parse_spec(SPEC, "x", [f"search.trials={trials}", "search.seed=3", *overrides])
     search = source.spec.search
     store = RunStore.open(folder) if (folder / DATABASE).exists() else RunStore.create(folder, RunInfo(name="x"))
@@ -79,7 +79,7 @@ def drive(folder: Path, trials: int, workers: int, evaluator: MockEvaluator, *ov
     if first is not None:
         # At the end of a search Optuna's tables are written, which imports another library; that is no restart delay.
         with (folder / "stalls").open("a") as stalls:
-            stalls.write(f"{time.monotonic() - started}\n")
+            stalls.write(f"{time.monotonic() - started} {read_processor_wait() - waited}\n")
     waiting = [first]
     try:
         Local(workers).run(lambda: waiting.pop() if waiting else driver.ask(), evaluator, driver.tell)
@@ -87,6 +87,14 @@ def drive(folder: Path, trials: int, workers: int, evaluator: MockEvaluator, *ov
         driver.close()
         store.close()
     return driver.has_only_failed_trials
+
+
+def read_processor_wait() -> float:
+    """Return the seconds that this thread was ready to run while other threads had the processors; 0 if unknown."""
+    with suppress(OSError, IndexError):
+        # Nanoseconds on a processor, nanoseconds in its queue, and time slices.
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
 
 
 def search_in_process(folder: Path, trials: int) -> Iterator[TrialResult]:

@@ -72,6 +72,7 @@ MUTANTS = (
     ),
     Mutant("duplicate guard", DRIVER, (("if self._feedback.has_trial(key):", "if False:"),), (31,)),
     Mutant("lock", SCHEMA, (("lock.acquire(timeout=0)", "pass"),), (6,)),
+    Mutant("refusal of a rollback journal", SCHEMA, (("if journal.exists():", "if False:"),), (25,)),
     Mutant("refusal of a folder without locks", ATOMIC, (("if reason.errno not in NO_LOCKS:", "if True:"),), (35,)),
     Mutant("check that the folder is there", STORE, (("if not is_present:", "if False:"),), (28,)),
     Mutant("seals", STORE, (("in SEALED.items():", "in ():"),), (7,)),

@@ -1,9 +1,12 @@
 import csv
+import errno
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +65,30 @@ def test_data_that_memory_cannot_hold_is_one_line(run, monkeypatch: pytest.Monke
     done = run("front")
     message = "error: the memory of this machine does not suffice (Unable to allocate 4.00 TiB); give less data"
     assert (done.code, " ".join(done.err.split())) == (1, message)
+
+
+def test_what_the_system_refuses_is_one_line(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    def fail(number: int) -> None:
+        raise OSError(number, os.strerror(number), "page")
+
+    for number, code in ((errno.ENOSPC, 3), (errno.EMFILE, 1)):
+        monkeypatch.setattr(cli, "app", partial(fail, number))
+        done = run("front")
+        assert (done.code, done.err) == (code, f"error: page: {os.strerror(number)}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
+@pytest.mark.parametrize(("streams", "code"), [(">/dev/full", 3), (">/dev/full 2>&1", 1), (">&- 2>&- <&-", 0)])
+def test_output_that_goes_nowhere_ends_a_command_without_a_traceback(streams: str, code: int) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m autocompress list tasks {streams}', sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr + done.stdout
 
 
 @pytest.mark.slow

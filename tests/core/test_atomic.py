@@ -62,6 +62,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, "gone")
 
 
+def test_a_folder_or_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "report.html", tmp_path / "file" / "report.html", tmp_path / ("x" * 300)):
+        with pytest.raises(StorageError, match="cannot be written"):
+            write_atomic(path, "page")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "report.html"]
+
+
 def test_the_cache_lies_where_the_environment_says_or_in_the_users_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.core.method import Context, LayerBits, MethodState, Recovery
-from autocompress.errors import KnobError
+from autocompress.core.method import Context, LayerBits, MethodState, Recovery, require_distinct
+from autocompress.errors import CompressionError, KnobError
 
 
 def test_recovery_costs_its_epochs() -> None:
@@ -58,3 +58,9 @@ def test_masks_zero_the_removed_weights_and_keep_the_others() -> None:
 def test_a_mask_of_a_parameter_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(AttributeError, match="gamma"):
         MethodState(masks={"gamma": torch.zeros(1)}).apply_masks(nn.Linear(1, 1))
+
+
+def test_a_name_that_occurs_twice_is_an_error() -> None:
+    require_distinct(["stem", "head"])
+    with pytest.raises(CompressionError, match="names 'stem' twice"):
+        require_distinct(["stem", "head", "stem"])

@@ -306,6 +306,46 @@ def test_a_signed_architecture_that_lies_is_refused_with_a_reason(
         load_artifact(signed(folder, architecture_json=edit(**change)))
 
 
+def repeat_folded(record: dict[str, Any]) -> None:
+    record["folded"] *= 2
+
+
+def repeat_history(record: dict[str, Any]) -> None:
+    record["quantize"]["history"]["folded"] *= 2
+
+
+def repeat_layers(record: dict[str, Any]) -> None:
+    record["quantize"]["history"]["layers"] *= 2
+
+
+def repeat_steps(record: dict[str, Any]) -> None:
+    step = {"part": {"structured": {"pruning_ratio": 0.0}}, "state": {"history": {"layers": []}, "bits": {}}}
+    record["start"] = [step] * 100
+
+
+def pad_labels(record: dict[str, Any]) -> None:
+    record["labels"] = {"label": ["x" * 2**20]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (repeat_folded, "twice"),
+        (repeat_history, "twice"),
+        (repeat_layers, "twice"),
+        (repeat_steps, "start: List should have at most 64"),
+        (pad_labels, "at most 1,048,576 are read of this artifact"),
+    ],
+)
+def test_a_history_that_repeats_itself_or_fills_a_file_is_refused(
+    folder: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    record = json.loads((folder / "architecture.json").read_bytes())
+    change(record)
+    with pytest.raises(ArtifactError, match=message):
+        load_artifact(signed(folder, architecture_json=lambda content: json.dumps(record).encode()))
+
+
 def test_a_config_that_names_what_is_not_there_is_refused(folder: Path) -> None:
     config = json.loads((folder / "architecture.json").read_bytes())["config"]
     for change in (

@@ -118,3 +118,15 @@ def test_a_trial_without_a_result_is_only_a_state_of_the_search(tmp_path: Path) 
     logs.record(JOBS[0], replace(fake_result(JOBS[0]), candidates=()), 1.0, {"hypervolume": 0.0})
     logs.close()
     assert [path.name for path in (tmp_path / "tensorboard").iterdir()] == ["search"]
+
+
+@pytest.mark.parametrize("link", ["tensorboard", "tensorboard/search", "tensorboard/trial-3"])
+def test_links_in_the_run_folder_are_not_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture, link: str) -> None:
+    pytest.importorskip("tensorboard")
+    run, other = tmp_path / "run", tmp_path / "other"
+    (run / link).parent.mkdir(parents=True)
+    other.mkdir()
+    (run / link).symlink_to(other)
+    write_results(LiveLogs(["tensorboard"], run))
+    assert not list(other.iterdir())
+    assert "is a link" in caplog.text

@@ -186,6 +186,13 @@ class TestImages:
         with pytest.raises(PipelineError, match="has 9000x9000 pixels"):
             encoder(self.RECORD)(content.getvalue())
 
+    def test_a_format_for_which_pillow_starts_a_program_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        content = io.BytesIO()
+        Image.new("RGB", (9, 6)).save(content, "EPS")
+        monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("Ghostscript was started"))
+        with pytest.raises(PipelineError, match="cannot identify image file"):
+            encoder(self.RECORD)(content.getvalue())
+
 
 class TestTexts:
     @given(st.text(min_size=1), st.sampled_from(KINDS))

@@ -120,3 +120,17 @@ def test_damage_is_detected(artifacts: dict[str, Path], tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(content[:-1])
     with pytest.raises(ArtifactError, match="bytes instead of"):
         load_switchable(folder)
+
+
+def test_models_that_take_far_more_memory_than_their_file_are_refused(
+    artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = join_artifacts([artifacts["wide-8"], artifacts["wide-4"]], tmp_path / "joined").folder
+    for name, value in (("LARGEST_MODEL", 0), ("LARGEST_SHRINKAGE", 1)):
+        monkeypatch.setattr(f"autocompress.export.switchable.{name}", value)
+    with pytest.raises(ArtifactError, match="describes models of"):
+        load_switchable(folder)
+    monkeypatch.setattr("autocompress.export.architecture.SMALL_FILE", 0)
+    monkeypatch.setattr("autocompress.export.architecture.LARGEST_RATIO", 0)
+    with pytest.raises(ArtifactError, match=r"switchable\.json has .* bytes; at most 0 are read"):
+        load_switchable(folder)

@@ -180,6 +180,8 @@ class TestReplay:
             [["0", True, 3]],
             [["0", True]],
             [[5, True, [0]]],
+            [["0", "in_features", 10**9]],
+            [["0", "training", 2]],
             [["3", True, [0]], ["5", True, [0]]],
             "text",
             [None],

@@ -209,6 +209,10 @@ class TestRefusals:
         with pytest.raises(CompressionError, match="history does not fit the model"):
             METHOD.restore(cnn(), DepthConfig(), MethodState(history={"dropped": [name]}))
 
+    def test_a_history_that_repeats_itself(self):
+        with pytest.raises(CompressionError, match="names 1000 blocks"):
+            METHOD.restore(cnn(), DepthConfig(), MethodState(history={"dropped": ["stages.0.0"] * 1000}))
+
 
 class TestSpread:
     @pytest.mark.parametrize(("count", "dropped"), [(1, "0"), (2, "03"), (3, "024"), (4, "0134"), (5, "01234")])

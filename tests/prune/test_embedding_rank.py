@@ -121,6 +121,11 @@ def test_a_history_of_another_model_is_refused(entry):
         METHOD.restore(build(), HALF, MethodState(history={"factorized": [entry]}))
 
 
+def test_a_history_that_repeats_itself_is_refused():
+    with pytest.raises(CompressionError, match="names 9 embedding tables"):
+        METHOD.restore(build(), HALF, MethodState(history={"factorized": [["words", 4]] * 9}))
+
+
 def test_costs_count_the_table_and_the_layer():
     model = build()
     pruned, _ = METHOD.apply(model, HALF, Context(TOKENS))

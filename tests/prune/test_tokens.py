@@ -135,7 +135,9 @@ class TestErrors:
         with pytest.raises(CompressionError, match="no attention layer that can choose tokens"):
             apply(build("text_cnn"))
 
-    @pytest.mark.parametrize("history", [[["encoder.stages.7", 5]], [[FIRST, 0]], [[FIRST, 1.5]], [[FIRST]], [3]])
+    @pytest.mark.parametrize(
+        "history", [[["encoder.stages.7", 5]], [[FIRST, 0]], [[FIRST, 1.5]], [[FIRST]], [3], [[FIRST, 5]] * 9]
+    )
     def test_a_history_of_another_model(self, history):
         with pytest.raises(CompressionError):
             METHOD.restore(transformer(), TokensConfig(), MethodState({"tokens": history}))

@@ -197,9 +197,18 @@ def test_an_adaptation_needs_permission_and_one_runs_at_a_time(start: Start) -> 
 def test_no_page_of_another_site_starts_an_adaptation(start: Start) -> None:
     client = start(adapt=lambda: {"a": "b"})
     host = client.server.address.removeprefix("http://")
-    for origin, status in (("https://elsewhere.example", 403), ("null", 403), (client.server.address, 200)):
+    local = f"localhost:{host.rpartition(':')[2]}"
+    # The last one is a name that was pointed at this machine after its page was loaded.
+    for origin, name, status in (
+        ("https://elsewhere.example", host, 403),
+        ("null", host, 403),
+        (client.server.address, host, 200),
+        (f"http://{local}", local, 200),
+        ("http://elsewhere.example:8000", "elsewhere.example:8000", 403),
+        ("http://[", "[", 403),
+    ):
         connection = http.client.HTTPConnection(host, timeout=20)
-        connection.request("POST", "/adapt", headers={"origin": origin})
+        connection.request("POST", "/adapt", headers={"origin": origin, "host": name})
         assert connection.getresponse().status == status
         connection.close()
 

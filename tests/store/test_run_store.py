@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import shutil
 import sqlite3
+import struct
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -468,6 +469,22 @@ def test_a_link_in_a_run_folder_is_not_followed(tmp_path: Path, name: str) -> No
     with pytest.raises(RunFolderError, match=r"is no regular file|is a link"), RunStore.open(run) as study:
         study.record_result(replace(fake_result(job()), checkpoints={"t0p1": b"weights"}), elapsed=2.0, hypervolume=0.5)
     assert (other.read_bytes() if other.is_file() else sorted(other.iterdir())) == before
+
+
+def test_a_rollback_journal_that_names_a_file_of_the_user_removes_nothing(tmp_path: Path) -> None:
+    run, victim = tmp_path / "run", tmp_path / "thesis.txt"
+    filled(run).close()
+    victim.write_text("a file of the user")
+    pages, name = (run / "study.db").stat().st_size // 4096, str(victim).encode()
+    # An empty journal with the name of a super-journal, which SQLite removes after it has applied the journal.
+    magic, page = bytes.fromhex("d9d505f920a163d7"), struct.pack(">I", 2**30 // 4096 + 1)
+    header = (magic + struct.pack(">IIIII", 0, 0, pages, 512, 4096)).ljust(512, b"\0")
+    tail = page + name + struct.pack(">II", len(name), sum(name)) + magic
+    (run / "study.db-journal").write_bytes(header + tail)
+    for attempt in (RunStore.read, RunStore.open):
+        with pytest.raises(RunFolderError, match=r"study\.db-journal is no file of a store"):
+            attempt(run)
+    assert victim.exists()
 
 
 def test_a_schema_that_is_no_text_any_more_is_damage(tmp_path: Path) -> None:

@@ -149,6 +149,14 @@ class TestNotices:
         assert "2 of 48 images in train cannot be read and were left out" in task.notices[0]
         assert "red/03.png" in task.notices[0]
 
+    def test_a_format_for_which_pillow_starts_a_program_is_unreadable(
+        self, data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Images(Images.write_sample(data))
+        monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("Ghostscript was started"))
+        Image.new("RGB", (8, 8)).save(data / "red" / "03.png", "EPS")
+        assert "1 of 48 images in train cannot be read" in Images(data).notices[0]
+
     def test_unequal_classes_are_named(self, tmp_path: Path) -> None:
         labels = np.array([0] * 200 + [1] * 20)
         images = np.zeros((220, 4, 4), np.uint8)

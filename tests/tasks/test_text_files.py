@@ -87,6 +87,14 @@ class TestRefusals:
         with pytest.raises(UsageError, match=r"neither a \.csv nor a \.tsv"):
             read(write(tmp_path / "a.parquet", "x"))
 
+    def test_compressed_content_that_does_not_fit_into_memory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("autocompress.tasks.text_files.free_memory", lambda: 100_000)
+        for content in (b"text,label\n" + b"a,b\n" * 100_000, b"text,label\n" + b"a" * 400_000):
+            with pytest.raises(UsageError, match="larger than 50,000 bytes, half of the free memory"):
+                read(write(tmp_path / "a.csv.gz", gzip.compress(content)))
+
     def test_damaged_compression(self, tmp_path: Path) -> None:
         whole = gzip.compress(b"text,label\n" + b"a,b\n" * 1000)
         for content in (whole[:-20], b"text,label\na,b\n"):

@@ -1,4 +1,5 @@
 import io
+import zipfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +121,27 @@ def test_a_hostile_state_runs_no_code() -> None:
     torch.save({"parts": {}, "generators": {}, "torch": Bomb(), "facts": {}}, buffer)
     with pytest.raises(TrialError, match="cannot be read"):
         restore_state(buffer.getvalue(), {}, {})
+
+
+def test_a_compressed_state_is_refused_before_it_is_unpacked() -> None:
+    content = serialize_state({"model": nn.Linear(1000, 100)}, {}, {})
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as stored, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+    with pytest.raises(TrialError, match="take more memory than its file"):
+        restore_state(bomb.getvalue(), {}, {})
+
+
+@pytest.mark.parametrize(
+    "change", [{"parts": []}, {"generators": 3}, {"torch": torch.zeros(2)}, {"torch": "x"}, {"others": None}], ids=str
+)
+def test_a_state_of_another_form_is_refused(change: dict[str, Any]) -> None:
+    state = torch.load(io.BytesIO(serialize_state({"model": nn.Linear(2, 2)}, {"order": torch.Generator()}, {})))
+    buffer = io.BytesIO()
+    torch.save(state | change, buffer)
+    with pytest.raises(TrialError, match="does not fit its config"):
+        restore_state(buffer.getvalue(), {"model": nn.Linear(2, 2)}, {"order": torch.Generator()})
 
 
 def test_the_state_of_another_model_is_refused() -> None:
