@@ -57,7 +57,7 @@ from autocompress.engine.preflight import (
     remove_unsafe_methods,
 )
 from autocompress.engine.sampler.optuna import OptunaSampler
-from autocompress.engine.space import MODES, Space, open_space
+from autocompress.engine.space import MODES, Space, check_teacher_settings, open_space
 from autocompress.engine.spec import SearchSection, Source
 from autocompress.engine.target_space import narrow_to_target
 from autocompress.engine.transfer import plan_transfer
@@ -232,6 +232,7 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
     source, balanced = prefer_balanced_score(source, task, splits)
     spec = source.spec
     student, fit = task.teacher()
+    check_teacher_settings(source)
     if spec.teacher.student is not None:
         student = Part.from_json(spec.teacher.student)
     if spec.teacher.fit is not None:
@@ -282,7 +283,7 @@ def prefer_own_score(source: Source, task: Task) -> Source:
     if any(get_objective(ACCURACY).applies_to(size) for size in task.heads.values()):
         return source
     objectives = {task.metrics[0] if name == ACCURACY else name: bounds for name, bounds in spec.objectives.items()}
-    return Source(spec.model_copy(update={"objectives": objectives}), source.name, source.lines)
+    return source.replace_objectives(objectives)
 
 
 def prefer_balanced_score(source: Source, task: Task, splits: Splits) -> tuple[Source, str]:
@@ -305,7 +306,7 @@ def prefer_balanced_score(source: Source, task: Task, splits: Splits) -> tuple[S
         f"{BALANCED} in place of {ACCURACY}, which a model reaches that ignores rare classes; to keep it, write "
         f"objectives: [{', '.join(spec.objectives)}]; class_weights: balanced in `fit` trains for it{decides}"
     )
-    return Source(spec.model_copy(update={"objectives": objectives}), source.name, source.lines), notice
+    return source.replace_objectives(objectives), notice
 
 
 def _read_thresholds(source: Source, task: Task, score: str) -> dict[str, float | None]:
