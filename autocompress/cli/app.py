@@ -274,14 +274,18 @@ def compare(
     """Compare runs of one task: fronts, hypervolume over time, and scores at equal cost."""
     from autocompress import api
     from autocompress.cli.output import plain_table
-    from autocompress.report.comparison_page import column_headings, summarize_comparison, table_cells
+    from autocompress.report.comparison_page import (
+        column_headings,
+        comparison_rows,
+        summarize_comparison,
+        table_cells,
+    )
 
     comparison = api.compare(names, runs, page=out)
-    headings, cells = column_headings(comparison), table_cells(comparison)
     if form is not TableFormat.table:
-        print_rows([dict(zip(headings, row, strict=True)) for row in cells], form)
+        print_rows(comparison_rows(comparison), form)
         return
-    make_console().print(plain_table(headings, cells))
+    make_console().print(plain_table(column_headings(comparison), table_cells(comparison)))
     print_prose(f"scores at fractions of the teacher's cost; {summarize_comparison(comparison)}")
     print_text(f"page: {out}")
 
