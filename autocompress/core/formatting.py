@@ -159,6 +159,17 @@ def parse_quantity(text: str, column: str = "") -> float:
     return number * FACTORS[prefix]
 
 
+def format_epochs(done: float, total: int) -> str:
+    """Return how far a training is.
+
+    Example:
+        >>> format_epochs(2.0, 30), format_epochs(2.25, 30)
+        ('epoch 2 of 30', 'epoch 3 of 30, 25%')
+    """
+    epoch = int(done)
+    return f"epoch {epoch} of {total}" if done == epoch else f"epoch {epoch + 1} of {total}, {done - epoch:.0%}"
+
+
 def format_value(value: object, record: "ObjectiveSpec") -> str:
     """Return an objective's value as a person reads it.
 

@@ -111,14 +111,15 @@ class Events:
 
     Attributes:
         phase: Receiver of one line at the start of each phase.
-        teacher: Receiver of completed and total epochs, while a teacher is trained.
+        teacher: Receiver of completed epochs, 0.5 in the middle of the first one, and of their total number, while a
+            teacher is trained.
         progress: Receiver of the progress after every ask and tell.
         notice: Receiver of a remark on the data or the teacher for the reader of the report.
         result: Receiver of each job with its result and the progress after it.
     """
 
     phase: Callable[[str], None] = lambda text: None
-    teacher: Callable[[int, int], None] = lambda done, total: None
+    teacher: Callable[[float, int], None] = lambda done, total: None
     progress: Callable[[Progress], None] = lambda progress: None
     notice: Callable[[str], None] = lambda text: None
     result: Callable[[Job, TrialResult, Progress], None] = lambda job, result, progress: None
@@ -562,9 +563,7 @@ def _load_teacher(plan: Plan, events: Events) -> Teacher:
     events.phase("loading the teacher")
     # The driver of a cluster may run on a machine without a graphics card.
     device = available_device(plan.setup.device)
-    teacher = load_teacher(
-        plan.task, plan.splits, plan.setup.teacher, lambda row: events.teacher(int(row["epoch"]), total), device
-    )
+    teacher = load_teacher(plan.task, plan.splits, plan.setup.teacher, lambda done: events.teacher(done, total), device)
     if teacher.notice:
         events.phase(teacher.notice)
     logger.info("teacher ready on %s", device)
