@@ -55,7 +55,7 @@ def listing_table(rows: Sequence[Mapping[str, str]], width: int | None = None) -
     """Return rows as a table for the terminal, in which every word stays whole if the width suffices.
 
     Args:
-        rows: The rows, each column name to text.
+        rows: Rows of the listing, each column name to text.
         width: Cells of the terminal. Where the words do not fit, hyperparameters stand below ``section.method``.
     """
     names = list(rows[0]) if rows else []

@@ -231,8 +231,8 @@ def load_teacher(
     If several processes need the same teacher, one of them trains it and the others wait.
 
     Args:
-        task: The task.
-        splits: Its splits.
+        task: Task of the teacher.
+        splits: Splits of the data, of which the first trains it.
         recipe: Architecture and training of the teacher.
         on_progress: Receiver of the completed epochs of a training, 0.5 in the middle of the first one.
         device: Device of the training.
