@@ -110,6 +110,10 @@ class StorageError(AutocompressError):
     exit_code = 3
 
 
+# Names in a hint: a table of candidates has more than a hundred columns.
+MOST_NAMES = 30
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return a hint such as ``did you mean 'digits'?``, or the list of known names.
 
@@ -125,4 +129,5 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     close = get_close_matches(str(name), names, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
-    return "known: " + (", ".join(names) or "none")
+    others = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"known: {', '.join(names[:MOST_NAMES]) or 'none'}{others}"

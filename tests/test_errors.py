@@ -17,3 +17,9 @@ def test_every_exception_has_an_exit_code_between_one_and_three() -> None:
 )
 def test_a_hint_names_the_nearest_or_all(name: str, hint: str) -> None:
     assert errors.did_you_mean(name, ["langid", "digits"]) == hint
+
+
+def test_a_hint_lists_a_part_of_many_names() -> None:
+    hint = errors.did_you_mean("zzz", [f"column{number:03d}" for number in range(100)])
+    assert hint.startswith("known: column000, column001, ")
+    assert hint.endswith(f"column{errors.MOST_NAMES - 1:03d} and {100 - errors.MOST_NAMES} more")

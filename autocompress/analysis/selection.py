@@ -300,7 +300,7 @@ def select_candidate(
     bounds = _merge_limits(info.limits, limits)
     rows = rankable[is_feasible(rankable, bounds)]
     if not len(rows):
-        raise NoCandidateError(_nearest_miss(rankable, bounds))
+        raise NoCandidateError(_nearest_miss(rankable, bounds) if len(rankable) else describe_unusable(table, score))
     if guarantee is not None:
         return _guarantee_candidate(table, rows, info, guarantee, bounds)
     preferred = _find_objective(info, prefer) if prefer else None
@@ -531,6 +531,7 @@ def _with_objection(neighbour: Neighbour, table: pd.DataFrame, info: RunInfo, re
         return neighbour
     row = find_row(table, neighbour.id)
     allowed = format_difference(info.max_drop or 0.0, primary_objectives(info.objectives)[1])
+    verb = "is" if allowed.endswith("point") else "are"
     loss = read_loss(row, info) if info.confidence is not None else None
     if loss is not None:
         score = primary_objectives(info.objectives)[1]
@@ -538,12 +539,12 @@ def _with_objection(neighbour: Neighbour, table: pd.DataFrame, info: RunInfo, re
         if bound <= (info.max_drop or 0.0) + SLACK:
             return neighbour
         limit = format_difference(bound, score, info.max_drop)
-        text = f"{neighbour.text}, but is certified for {limit} of loss only; at most {allowed} are allowed"
+        text = f"{neighbour.text}, but is certified for {limit} of loss only; at most {allowed} {verb} allowed"
         return replace(neighbour, text=text)
     violations = _drop_violations(row, info)
     if not violations:
         return neighbour
-    text = f"{neighbour.text}, but loses {' and '.join(violations)}; at most {allowed} are allowed"
+    text = f"{neighbour.text}, but loses {' and '.join(violations)}; at most {allowed} {verb} allowed"
     return replace(neighbour, text=text)
 
 
@@ -850,12 +851,22 @@ def _format_limits(bounds: Limits) -> Iterable[str]:
             yield f"{name} {'<=' if bound == 'max' else '>='} {_format_number(value)}"
 
 
+def describe_unusable(table: pd.DataFrame, score: ObjectiveSpec) -> str:
+    """Return why no candidate can be selected: the best score beside the reference point, by default that of chance."""
+    text = "no fully trained candidate has finite scores better than the reference point: nothing can be recommended"
+    values = numeric_column(full_fidelity(table), score.name)
+    values = values[np.isfinite(values)]
+    if not len(values) or score.bounds is None:
+        return text
+    best, reference = values.max() if score.is_maximized else values.min(), score.bounds[0]
+    return (
+        f"{text} (the best {label_column(score.name)} is {format_value(best, score)}, the reference point "
+        f"{format_value(reference, score)}; train for more epochs, or check how inputs and labels are read)"
+    )
+
+
 def _nearest_miss(rows: pd.DataFrame, bounds: Limits) -> str:
     """Return the limits that no row satisfies, nearest first, with the best value of each."""
-    if not len(rows):
-        return (
-            "no fully trained candidate has finite scores better than the reference point: nothing can be recommended"
-        )
     misses, excesses = [], []
     for name, limit in bounds.items():
         values = numeric_column(rows, name)

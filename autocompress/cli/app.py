@@ -146,7 +146,7 @@ def search(
             front = run_search(resume)
         except KeyboardInterrupt:
             resume_command = command if resume else f"{command} --resume"
-            print_text(f"interrupted; all results are stored. Continue with: {resume_command}", file=sys.stderr)
+            print_prose(f"interrupted; all results are stored. Continue with: {resume_command}", stderr=True)
             raise typer.Exit(signals.exit_code) from None
     print_outcome(front, plugin or [])
 
@@ -194,7 +194,7 @@ def pause(run: Run, runs: Runs = Path("reports")) -> None:
 
     front = api.load(run, runs)
     front.pause()
-    print_text(
+    print_prose(
         f"{front.folder} starts no more trials, and its clock stands still once the running ones have ended; continue "
         f"with: autocompress resume {shlex.quote(run)}"
     )
@@ -276,15 +276,19 @@ def compare(
     """Compare runs of one task: fronts, hypervolume over time, and scores at equal cost."""
     from autocompress import api
     from autocompress.cli.output import plain_table
-    from autocompress.report.comparison_page import column_headings, summarize_comparison, table_cells
+    from autocompress.report.comparison_page import (
+        column_headings,
+        comparison_rows,
+        summarize_comparison,
+        table_cells,
+    )
 
     comparison = api.compare(names, runs, page=out)
-    headings, cells = column_headings(comparison), table_cells(comparison)
     if form is not TableFormat.table:
-        print_rows([dict(zip(headings, row, strict=True)) for row in cells], form)
+        print_rows(comparison_rows(comparison), form)
         return
-    make_console().print(plain_table(headings, cells))
-    print_text(f"scores at fractions of the teacher's cost; {summarize_comparison(comparison)}")
+    make_console().print(plain_table(column_headings(comparison), table_cells(comparison)))
+    print_prose(f"scores at fractions of the teacher's cost; {summarize_comparison(comparison)}")
     print_text(f"page: {out}")
 
 
@@ -404,7 +408,7 @@ def confirm(
                 top, seeds, candidates=candidate or (), workers=workers, backend=backend, on_progress=display.update
             )
     except KeyboardInterrupt:
-        print_text("interrupted; finished repeats are stored. Continue with the same command", file=sys.stderr)
+        print_prose("interrupted; finished repeats are stored. Continue with the same command", stderr=True)
         raise typer.Exit(INTERRUPTED) from None
     if form is TableFormat.table:
         print_confirmed(front)
@@ -451,7 +455,7 @@ def export(
     for sentence in exported.thresholds:
         print_prose(sentence)
     if exported.verification is not None:
-        print_text(f"verified on the test split: {exported.verification}")
+        print_prose(f"verified on the test split: {exported.verification}")
 
 
 @app.command(epilog="Example: autocompress adapt digits --data recent.npz --minutes 2")
@@ -616,11 +620,11 @@ def list_(
     kind: Annotated[Kind, typer.Argument(help="Kind of names to list.")], form: Format = TableFormat.table
 ) -> None:
     """List the names that a search space can use."""
-    from autocompress.cli.listing import listing_table, read_listing
+    from autocompress.cli.listing import print_listing, read_listing
 
     rows = read_listing(kind.value)
     if form is TableFormat.table:
-        make_console().print(listing_table(rows))
+        print_listing(rows)
     else:
         print_rows(rows, form)
 

@@ -6,9 +6,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
+from rich.cells import cell_len
+from rich.markup import escape
 from rich.table import Table
 
 import autocompress
+from autocompress.cli.terminal import make_console, print_text
 from autocompress.core.atomic import open_cache, write_atomic
 from autocompress.core.config import fingerprint
 from autocompress.core.untrusted import read_regular_file
@@ -48,17 +51,72 @@ def read_listing(kind: str) -> list[dict[str, str]]:
     return listings[kind]
 
 
-def listing_table(rows: Sequence[Mapping[str, str]]) -> Table:
-    """Return rows as a table for the terminal."""
+def listing_table(rows: Sequence[Mapping[str, str]], width: int | None = None) -> Table:
+    """Return rows as a table for the terminal, in which every word stays whole if the width suffices.
+
+    Args:
+        rows: Rows of the listing, each column name to text.
+        width: Cells of the terminal. Where the words do not fit, hyperparameters stand below ``section.method``.
+    """
+    names = list(rows[0]) if rows else []
+    # Rows of hyperparameters follow their method and do not repeat its name.
+    cells = [
+        ["" if row.get("hyperparameter") and name in _LEADING_COLUMNS else value for name, value in row.items()]
+        for row in rows
+    ]
+    if width is not None and "hyperparameter" in names and sum(_word_widths(names, cells)) + _gaps(names) > width:
+        names = names[len(_LEADING_COLUMNS) :]
+        cells = [_merge_leading(row) for row in cells]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in rows[0] if rows else ():
+    for name, cell_width in zip(names, _share_width(names, cells, width), strict=True):
         # A name that is wider than its column goes on in the next line, and is not cut off.
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        # Rows of hyperparameters follow their method and do not repeat its name.
-        cells = ("" if row.get("hyperparameter") and name in _LEADING_COLUMNS else value for name, value in row.items())
-        table.add_row(*cells)
+        table.add_column(name, overflow="fold", width=cell_width)
+    for row in cells:
+        table.add_row(*map(escape, row))
     return table
+
+
+def print_listing(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print rows as a table that fits the terminal; in a pipe, each row is one line without blanks at its end."""
+    console = make_console()
+    if console.is_terminal:
+        console.print(listing_table(rows, console.width))
+        return
+    with console.capture() as captured:
+        console.print(listing_table(rows))
+    print_text("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _gaps(names: Sequence[str]) -> int:
+    return 2 * (len(names) - 1)
+
+
+def _share_width(names: Sequence[str], cells: Sequence[Sequence[str]], width: int | None) -> list[int | None]:
+    """Return the width of each column: that of its longest word and a share of what is left; None leaves it to rich."""
+    least, whole = _word_widths(names, cells), _word_widths(names, cells, are_whole=True)
+    left = 0 if width is None else width - _gaps(names) - sum(least)
+    wanted = sum(whole) - sum(least)
+    if width is None or left < 0 or wanted <= left:
+        return [None] * len(names)
+    return [low + left * (high - low) // wanted for low, high in zip(least, whole, strict=True)]
+
+
+def _word_widths(names: Sequence[str], cells: Sequence[Sequence[str]], *, are_whole: bool = False) -> list[int]:
+    """Return the width of the longest word of each column, or of its longest text; first columns hold whole texts."""
+    columns = zip(*cells, strict=True) if cells else [()] * len(names)
+    return [
+        max(
+            cell_len(word)
+            for text in (name, *column)
+            for word in ([text] if are_whole or not number else text.split() or [""])
+        )
+        for number, (name, column) in enumerate(zip(names, columns, strict=True))
+    ]
+
+
+def _merge_leading(row: Sequence[str]) -> list[str]:
+    section, method, hyperparameter, *rest = row
+    return [f"  {hyperparameter}" if hyperparameter else f"{section}.{method}", *rest]
 
 
 def _make_listings() -> Listings:

@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from autocompress.cli.terminal import print_text
+from autocompress.cli.terminal import print_prose, print_text
 from autocompress.core.formatting import parse_quantity
 from autocompress.core.untrusted import escape_controls
 from autocompress.errors import UnfinishedRunError, UsageError
@@ -92,19 +92,19 @@ def print_dry_run(spec: str, overrides: Sequence[str]) -> None:
     plan = make_plan(load_spec(spec, overrides))
     resolved = plan.source.spec
     search = resolved.search
-    print_text(f"{plan.source.name} is valid: task {plan.task.name}, mode {search.mode}, sampler {search.sampler}")
+    print_prose(f"{plan.source.name} is valid: task {plan.task.name}, mode {search.mode}, sampler {search.sampler}")
     for name, domain in plan.space.dimensions():
-        print_text(f"  {name}: {domain}")
+        print_prose(f"  {name}: {domain}")
     for term in plan.space.required:
-        print_text(f"  distill.{term}: in every trial")
+        print_prose(f"  distill.{term}: in every trial")
     if resolved.distill.transfer is not None:
-        print_text(f"  distill.transfer: {describe_transfer(resolved.distill.transfer)}")
+        print_prose(f"  distill.transfer: {describe_transfer(resolved.distill.transfer)}")
     if search.mode == "amortized":
-        print_text(f"  {len(plan.space.compression_grid())} candidates are made from each trial")
+        print_prose(f"  {len(plan.space.compression_grid())} candidates are made from each trial")
     for notice in plan.notices:
-        print_text(f"notice: {notice}")
+        print_prose(f"notice: {notice}")
     minutes = "" if search.minutes is None else f", {search.minutes:g} minutes"
-    print_text(f"budget: {search.trials} trials{minutes}; objectives: {', '.join(resolved.objectives)}")
+    print_prose(f"budget: {search.trials} trials{minutes}; objectives: {', '.join(resolved.objectives)}")
 
 
 def parse_limits(pairs: list[str] | None, option: str) -> dict[str, float]:

@@ -245,7 +245,7 @@ def print_outcome(front: Front, plugins: list[Path]) -> None:
 def print_failures(front: Front) -> None:
     """Print how many trials failed for which reason, the most frequent reason first."""
     for reason, count in _count_failures(front):
-        print_text(f"  {count} failed: {reason}")
+        print_prose(f"  {count} failed: {reason}")
 
 
 def _count_failures(front: Front) -> list[tuple[str, int]]:
@@ -395,7 +395,7 @@ def print_confirmed(front: Front) -> None:
     ]
     make_console().print(plain_table(headings, rows))
     for text in (summary["text"], summary["test"], f"{summary['method']}."):
-        print_text(text)
+        print_prose(text)
     print_text(f"page: {front.folder / 'report.html'}")
 
 
@@ -418,7 +418,7 @@ def print_cascade(search: "CascadeSearch", folder: Path) -> None:
             for point in search.points
         ]
         make_console().print(plain_table(headings, rows))
-    print_text(describe_cascade(search))
+    print_prose(describe_cascade(search))
     print_text(f"wrote {folder / CASCADE}")
 
 
@@ -449,7 +449,7 @@ def bench_artifact(
         for result in results
     ]
     make_console().print(plain_table(["file", "median", "95th percentile", "examples", "memory", "size"], rows))
-    print_text(_format_conditions(batch, threads))
+    print_prose(_format_conditions(batch, threads))
 
 
 def bench_run(
@@ -493,8 +493,8 @@ def bench_run(
     if teacher is not None:
         print_text(f"teacher: {teacher:.3f} ms")
     for candidate, reason in errors.items():
-        print_text(f"  not timed: {candidate}: {reason}")
-    print_text(_format_conditions(batch, threads))
+        print_prose(f"  not timed: {candidate}: {reason}")
+    print_prose(_format_conditions(batch, threads))
     print_text(f"page: {front.folder / 'report.html'}")
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.analysis.pareto import primary_objectives
-from autocompress.core.formatting import format_value, label_column
+from autocompress.core.formatting import format_epochs, format_value, label_column
 
 # The engine loads torch, which commands that only read a run do without.
 if TYPE_CHECKING:
@@ -67,12 +67,13 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
         # Text, because the notice may contain brackets, which rich would read as markup.
         self._print_line(Text(f"note: {text}"))
 
-    def _show_teacher(self, done: int, total: int) -> None:
-        self._update_bar("training the teacher", done, total)
+    def _show_teacher(self, done: float, total: int) -> None:
+        text = f"training the teacher: {format_epochs(done, total)}"
+        self._update_bar(text, done, total)
         if self._live is not None:
             self._live.update(self._bar)
-        elif done == total or self._is_line_due():
-            self._print_line(f"training the teacher: epoch {done} of {total}")
+        elif done in (0, total) or self._is_line_due():
+            self._print_line(text)
 
     def _show_progress(self, progress: "Progress") -> None:
         if self._live is not None:
@@ -80,7 +81,7 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
         elif progress.is_paused or self._is_line_due() or progress.done + progress.failed == progress.total:
             self._print_line(progress.describe())
 
-    def _update_bar(self, text: str, done: int, total: int) -> None:
+    def _update_bar(self, text: str, done: float, total: int) -> None:
         if self._task is None:
             self._task = self._bar.add_task(text, total=total)
         self._bar.update(self._task, description=text, completed=done, total=total)

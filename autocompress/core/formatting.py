@@ -137,7 +137,7 @@ def parse_quantity(text: str, column: str = "") -> float:
 
     Args:
         text: A number, with a percent sign, a prefix or a unit behind it.
-        column: Name of the column that the number limits; its unit is the only one allowed, if it has one.
+        column: Name of the column that the number limits; its unit is the only one allowed.
 
     Raises:
         ValueError: The text is no such number, or has the unit of another column.
@@ -154,9 +154,20 @@ def parse_quantity(text: str, column: str = "") -> float:
     if unit == "%":
         return number / 100.0
     own = COST_UNITS.get(column) or ("ms" if column.endswith("_ms") else "")
-    if unit and own and unit != own:
-        raise ValueError(f"'{text}' is in {unit}, and {column} in {own}")
+    if unit and column and unit != own:
+        raise ValueError(f"'{text}' is in {unit}, and {column} " + (f"in {own}" if own else "has no unit"))
     return number * FACTORS[prefix]
+
+
+def format_epochs(done: float, total: int) -> str:
+    """Return how far a training is.
+
+    Example:
+        >>> format_epochs(2.0, 30), format_epochs(2.25, 30)
+        ('epoch 2 of 30', 'epoch 3 of 30, 25%')
+    """
+    epoch = int(done)
+    return f"epoch {epoch} of {total}" if done == epoch else f"epoch {epoch + 1} of {total}, {done - epoch:.0%}"
 
 
 def format_value(value: object, record: "ObjectiveSpec") -> str:

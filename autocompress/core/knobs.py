@@ -243,7 +243,9 @@ class Settings:
         declared = cls.knobs()
         for name in values:
             if name not in declared:
-                raise KnobError(f"{cls.label or cls.__name__} has no knob '{name}': {did_you_mean(name, declared)}")
+                raise KnobError(
+                    f"{cls.label or cls.__name__} has no hyperparameter '{name}': {did_you_mean(name, declared)}"
+                )
         return cls(**values)
 
     def to_dict(self) -> dict[str, Leaf]:

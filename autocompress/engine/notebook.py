@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from autocompress.analysis.pareto import primary_objectives
-from autocompress.core.formatting import format_value, label_column
+from autocompress.core.formatting import format_epochs, format_value, label_column
 from autocompress.engine.archive import Progress
 from autocompress.engine.runner import Events
 
@@ -57,10 +57,10 @@ class NotebookProgress:
         """Show the phase that begins."""
         self._update(f"<p>{html.escape(text)} …</p>", is_final=True)
 
-    def show_teacher(self, done: int, total: int) -> None:
+    def show_teacher(self, done: float, total: int) -> None:
         """Show the epochs of the teacher."""
         bar = f'<progress value="{done}" max="{total}"></progress>'
-        self._update(f"<p>{bar} training the teacher: epoch {done} of {total}</p>", is_final=done == total)
+        self._update(f"<p>{bar} training the teacher: {format_epochs(done, total)}</p>", is_final=done in (0, total))
 
     def show_progress(self, progress: Progress) -> None:
         """Show the trials and the front so far."""

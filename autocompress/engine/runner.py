@@ -57,7 +57,7 @@ from autocompress.engine.preflight import (
     remove_unsafe_methods,
 )
 from autocompress.engine.sampler.optuna import OptunaSampler
-from autocompress.engine.space import MODES, Space, open_space
+from autocompress.engine.space import MODES, Space, check_teacher_settings, open_space
 from autocompress.engine.spec import SearchSection, Source
 from autocompress.engine.target_space import narrow_to_target
 from autocompress.engine.transfer import plan_transfer
@@ -111,14 +111,15 @@ class Events:
 
     Attributes:
         phase: Receiver of one line at the start of each phase.
-        teacher: Receiver of completed and total epochs, while a teacher is trained.
+        teacher: Receiver of completed epochs, 0.5 in the middle of the first one, and of their total number, while a
+            teacher is trained.
         progress: Receiver of the progress after every ask and tell.
         notice: Receiver of a remark on the data or the teacher for the reader of the report.
         result: Receiver of each job with its result and the progress after it.
     """
 
     phase: Callable[[str], None] = lambda text: None
-    teacher: Callable[[int, int], None] = lambda done, total: None
+    teacher: Callable[[float, int], None] = lambda done, total: None
     progress: Callable[[Progress], None] = lambda progress: None
     notice: Callable[[str], None] = lambda text: None
     result: Callable[[Job, TrialResult, Progress], None] = lambda job, result, progress: None
@@ -232,6 +233,7 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
     source, balanced = prefer_balanced_score(source, task, splits)
     spec = source.spec
     student, fit = task.teacher()
+    check_teacher_settings(source)
     if spec.teacher.student is not None:
         student = Part.from_json(spec.teacher.student)
     if spec.teacher.fit is not None:
@@ -282,7 +284,7 @@ def prefer_own_score(source: Source, task: Task) -> Source:
     if any(get_objective(ACCURACY).applies_to(size) for size in task.heads.values()):
         return source
     objectives = {task.metrics[0] if name == ACCURACY else name: bounds for name, bounds in spec.objectives.items()}
-    return Source(spec.model_copy(update={"objectives": objectives}), source.name, source.lines)
+    return source.replace_objectives(objectives)
 
 
 def prefer_balanced_score(source: Source, task: Task, splits: Splits) -> tuple[Source, str]:
@@ -305,7 +307,7 @@ def prefer_balanced_score(source: Source, task: Task, splits: Splits) -> tuple[S
         f"{BALANCED} in place of {ACCURACY}, which a model reaches that ignores rare classes; to keep it, write "
         f"objectives: [{', '.join(spec.objectives)}]; class_weights: balanced in `fit` trains for it{decides}"
     )
-    return Source(spec.model_copy(update={"objectives": objectives}), source.name, source.lines), notice
+    return source.replace_objectives(objectives), notice
 
 
 def _read_thresholds(source: Source, task: Task, score: str) -> dict[str, float | None]:
@@ -561,9 +563,7 @@ def _load_teacher(plan: Plan, events: Events) -> Teacher:
     events.phase("loading the teacher")
     # The driver of a cluster may run on a machine without a graphics card.
     device = available_device(plan.setup.device)
-    teacher = load_teacher(
-        plan.task, plan.splits, plan.setup.teacher, lambda row: events.teacher(int(row["epoch"]), total), device
-    )
+    teacher = load_teacher(plan.task, plan.splits, plan.setup.teacher, lambda done: events.teacher(done, total), device)
     if teacher.notice:
         events.phase(teacher.notice)
     logger.info("teacher ready on %s", device)

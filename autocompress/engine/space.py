@@ -236,7 +236,7 @@ def open_space(source: Source) -> Space:
                     _check_required(source, section, method, settings[name])
                 elif name not in declared:
                     keys = [*declared, REQUIRED] if section == "distill" else list(declared)
-                    raise source.make_error((*key, name), f"unknown knob; {did_you_mean(name, keys)}")
+                    raise source.make_error((*key, name), f"unknown hyperparameter; {did_you_mean(name, keys)}")
             methods[method] = {
                 name: _narrow_domain(source, (*key, name), settings[name], knob) if name in settings else knob.default
                 for name, knob in declared.items()
@@ -245,6 +245,22 @@ def open_space(source: Source) -> Space:
     if not any(map(_is_logit_term, sections["distill"])):
         raise source.make_error(("distill",), "name at least one term on logits, such as soft_target or none")
     return _require_terms(source, Space(sections))
+
+
+def check_teacher_settings(source: Source) -> None:
+    """Refuse unknown hyperparameters of the teacher; other faults show when it is built.
+
+    Raises:
+        SpecError: A hyperparameter is unknown; the message names its line and the nearest one.
+    """
+    for section in ("student", "fit"):
+        for method, settings in (getattr(source.spec.teacher, section) or {}).items():
+            registry = SECTIONS[section]
+            declared = registry.get(method).config.knobs() if method in registry else settings
+            for name in settings:
+                if name not in declared:
+                    message = f"unknown hyperparameter; {did_you_mean(name, declared)}"
+                    raise source.make_error(("teacher", section, method, name), message)
 
 
 def _suggest_method(section: str, method: str, message: str) -> str:
@@ -317,7 +333,7 @@ def _check_leaf(source: Source, key: tuple[str, ...], value: object, domain: Dom
     if isinstance(domain, FloatRange) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not domain.accepts(value):
-        raise source.make_error(key, f"{value!r} is outside the knob's range {domain}")
+        raise source.make_error(key, f"{value!r} is outside the range {domain}")
     # A value that a domain accepts is a leaf.
     return cast(Leaf, value)
 
@@ -329,7 +345,7 @@ def _narrow_range(source: Source, key: tuple[str, ...], setting: Mapping[str, Js
     if not setting:
         return domain
     if isinstance(domain, Choice):
-        raise source.make_error(key, f"this knob is one of {domain}; list the values to choose from")
+        raise source.make_error(key, f"this hyperparameter is one of {domain}; list the values to choose from")
     low = _check_leaf(source, key, setting.get("low", domain.low), domain)
     high = _check_leaf(source, key, setting.get("high", domain.high), domain)
     log = setting.get("log", domain.log)

@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from autocompress.core.formatting import parse_bytes
+from autocompress.core.formatting import parse_bytes, parse_quantity
 from autocompress.core.untrusted import is_name, read_regular_file
 from autocompress.errors import SpecError, UsageError, did_you_mean
 
@@ -178,7 +178,25 @@ def _expand_size(value: object) -> object:
     return parse_bytes(value) if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
+def _expand_amount(value: object) -> object:
+    """Let ``30KB`` stand for 30,000, and ``97%`` for 0.97."""
+    return parse_quantity(value) if isinstance(value, str) else value
+
+
+def _expand_limits(value: object) -> object:
+    """Read the bounds of a limit in the unit of its objective, such as ``30KB`` of ``bytes``."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: {bound: parse_quantity(text, name) if isinstance(text, str) else text for bound, text in bounds.items()}
+        if isinstance(bounds, dict)
+        else bounds
+        for name, bounds in value.items()
+    }
+
+
 Named = Annotated[dict[str, dict[str, Any]], BeforeValidator(_expand_name), Field(min_length=1, max_length=1)]
+Amount = Annotated[FiniteFloat, BeforeValidator(_expand_amount, json_schema_input_type=float | str)]
 Methods = Annotated[dict[str, Setting], BeforeValidator(_expand_settings), Field(min_length=1)]
 # Every term of `distill` takes this key besides its hyperparameters. Its value is checked with theirs, in `open_space`.
 _TERM_SCHEMA = {
@@ -324,12 +342,12 @@ class Limit(_Section):
     """Bounds of a feasible candidate, both included.
 
     Attributes:
-        min: Lower bound in the unit of the objective; ``None`` for no bound.
-        max: Upper bound in the unit of the objective; ``None`` for no bound.
+        min: Lower bound in the unit of the objective, such as ``97%``; ``None`` for no bound.
+        max: Upper bound in the unit of the objective, such as ``30KB``; ``None`` for no bound.
     """
 
-    min: FiniteFloat | None = None
-    max: FiniteFloat | None = None
+    min: Amount | None = None
+    max: Amount | None = None
 
     @model_validator(mode="after")
     def _check_order(self) -> "Limit":
@@ -342,13 +360,13 @@ class PickSection(_Section):
     """Settings of the recommendation.
 
     Attributes:
-        max_drop: Allowed loss against the teacher in the first score; a fraction for an accuracy, so that 0.01 is a
-            point.
+        max_drop: Allowed loss against the teacher in the first score; a fraction for an accuracy, so that 0.01, or
+            ``1%``, is a point.
         confidence: Confidence at which the examples of ``search_val`` and ``select_val`` must certify that the loss is
             at most ``max_drop``; ``null`` for the observed loss on both splits, which certifies nothing.
     """
 
-    max_drop: float = Field(0.01, ge=0)
+    max_drop: Annotated[Amount, Field(ge=0)] = 0.01
     confidence: float | None = Field(0.9, gt=0.5, lt=1)
 
 
@@ -431,7 +449,7 @@ class Spec(_Section):
         "accuracy": None,
         "effective_flops": None,
     }
-    limits: dict[str, Limit] = {}
+    limits: Annotated[dict[str, Limit], BeforeValidator(_expand_limits)] = {}
     # A text is checked with the heads of the task, as on the command line of `export`.
     threshold: float | str | dict[str, float | str] | None = None
     pick: PickSection = PickSection()
@@ -483,16 +501,23 @@ class Source:
         spec: The validated spec.
         name: Name of the file.
         lines: Line (from 1) of each key by its path.
+        changed: Paths of the keys that the command line has set.
     """
 
-    def __init__(self, spec: Spec, name: str, lines: Mapping[KeyPath, int]) -> None:
+    def __init__(self, spec: Spec, name: str, lines: Mapping[KeyPath, int], changed: Sequence[KeyPath] = ()) -> None:
         self.spec = spec
         self.name = name
         self.lines = lines
+        self.changed = changed
+
+    def replace_objectives(self, objectives: Mapping[str, tuple[float, float] | None]) -> "Source":
+        """Return the source with other objectives."""
+        spec = self.spec.model_copy(update={"objectives": dict(objectives)})
+        return Source(spec, self.name, self.lines, self.changed)
 
     def make_error(self, path: KeyPath, message: str) -> SpecError:
-        """Return an error that names the file, the line and the key."""
-        return SpecError(f"{_locate_key(self.name, self.lines, path)}: {message}")
+        """Return an error that names the key with the file and the line, or with the option that has set it."""
+        return SpecError(f"{_locate_key(self.name, self.lines, path, self.changed)}: {message}")
 
 
 def list_shipped_spaces() -> dict[str, Path]:
@@ -548,14 +573,14 @@ def parse_spec(text: str, source: str, overrides: Sequence[str] = (), default_na
         raise SpecError(f"{source}:1: a search space is a mapping that begins with `task:`")
     for override in overrides:
         _apply_override(data, override)
+    changed = [tuple(override.partition("=")[0].strip().split(".")) for override in overrides]
     data.setdefault("name", default_name)
     _complete_paths(data.get("task"))
     try:
         spec = Spec.model_validate(data)
     except ValidationError as failure:
-        changed = [tuple(override.partition("=")[0].strip().split(".")) for override in overrides]
         raise _first_error(failure, source, lines, changed) from None
-    return Source(spec, source, lines)
+    return Source(spec, source, lines, changed)
 
 
 def json_schema() -> str:
@@ -617,9 +642,7 @@ def _first_error(
     error = min(failure.errors(include_url=False), key=lambda error: error["type"] != "extra_forbidden")
     # Pydantic marks an invalid key of a mapping by a last part of its own.
     path = tuple(part for part in error["loc"] if part != "[key]")
-    location = _locate_key(source, lines, path)
-    if any(path[: len(key)] == key or (key[: len(path)] == path and path not in lines) for key in changed):
-        location = f"--set {'.'.join(map(str, path))}"
+    location = _locate_key(source, lines, path, changed)
     if error["type"] == "extra_forbidden":
         return SpecError(f"{location}: unknown key; {did_you_mean(str(path[-1]), _list_keys(path[:-1]))}")
     message = error["msg"].removeprefix("Value error, ")
@@ -644,8 +667,12 @@ def _list_keys(path: KeyPath) -> list[str]:
     return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
 
 
-def _locate_key(source: str, lines: Mapping[KeyPath, int], path: KeyPath) -> str:
-    """Return file, line and dotted name of a key; a key from an override has the line of the section around it."""
+def _locate_key(source: str, lines: Mapping[KeyPath, int], path: KeyPath, changed: Sequence[KeyPath]) -> str:
+    """Return the dotted name of a key with the file and its line, or with ``--set`` if an override has set it."""
+    dotted = ".".join(map(str, path))
+    inner = next((key for key in changed if key[: len(path)] == path), None)
+    if any(path[: len(key)] == key for key in changed) or (inner and path not in lines):
+        return f"--set {dotted}"
     line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
-    dotted = ".".join(str(part) for part in path)
-    return f"{source}:{line}: {dotted}" if line else f"{source}: {dotted}"
+    location = f"{source}:{line}: {dotted}" if line else f"{source}: {dotted}"
+    return f"{location} with --set {'.'.join(map(str, inner))}" if inner else location

@@ -123,3 +123,20 @@ def table_cells(comparison: Comparison) -> list[list[str]]:
         ]
         for run in comparison.runs
     ]
+
+
+def comparison_rows(comparison: Comparison) -> list[dict[str, object]]:
+    """Return the table for programs: numbers instead of texts, one row per run, and None for a score not reached."""
+    names = [f"{comparison.score.name}_at_{share:.4g}" for share in SHARES]
+    return [
+        {
+            "run": run.name,
+            "mode": run.kind,
+            "hypervolume": run.hypervolume,
+            "front": len(run.front),
+            **dict(zip(names, run.at_shares, strict=True)),
+            "trials": run.trials,
+            "seconds": run.seconds,
+        }
+        for run in comparison.runs
+    ]

@@ -38,6 +38,13 @@ const drawing = (() => {
       "hoverlabel.font.family": getComputedStyle(document.body).fontFamily,
     };
   }
+  // Plotly writes 20k where tables, limits and filters have 20K: another text for each tick of up to three digits.
+  const capitals = Object.fromEntries([1, 10, 100].flatMap((scale) =>
+    Array.from({ length: 900 }, (_, index) => `${(100 + index) / scale}k`).map((text) => [text, text.replace("k", "K")])));
+  function capitalize(layout) {
+    const axes = Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key) && layout[key].tickformat);
+    return Object.fromEntries(axes.map((key) => [`${key}.labelalias`, capitals]));
+  }
   // Return a copy of a layout in which keys such as "xaxis.title.text" are set.
   function withChanges(layout, changes) {
     const copy = structuredClone(layout);
@@ -120,19 +127,21 @@ const drawing = (() => {
     function fit() {
       // On a narrow screen the legend is below the plot, which then has the full width.
       return {
-        margin: narrow.matches ? (isParallel ? { l: 56, r: 40, t: 72, b: 24 } : { l: 46, r: 8, t: 8, b: 44 }) : wide.margin,
+        margin: narrow.matches ? (isParallel ? { l: 56, r: 40, t: 72, b: 24 } : { l: 60, r: 16, t: 8, b: 44 }) : wide.margin,
         "legend.y": narrow.matches ? low : wide.y,
         "legend.yanchor": narrow.matches ? "top" : "bottom",
         // Two columns: one below the other, the names would take half of a phone's plot.
         ...(figure.layout.legend ? { "legend.entrywidthmode": narrow.matches ? "fraction" : "pixels", "legend.entrywidth": narrow.matches ? 0.48 : 0 } : {}),
         "font.size": narrow.matches ? 12 : 13,
+        // Of a logarithmic axis with few ticks, only the powers of ten have one.
+        ...(figure.layout.xaxis?.type === "log" ? { "xaxis.nticks": narrow.matches ? 5 : figure.layout.xaxis.nticks } : {}),
         // A narrow plot has no room beside it; tooltips have the values.
         ...(figure.layout.coloraxis ? { "coloraxis.showscale": !narrow.matches } : {}),
       };
     }
     const options = { responsive: true, displaylogo: false, toImageButtonOptions: { filename: id }, modeBarButtonsToAdd: downloads(id), displayModeBar: narrow.matches ? false : "hover", showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d", "sendDataToCloud", "sendChartToCloud"] };
     // Set colours and margins before the first drawing: a second drawing would double the time.
-    const layout = withChanges(figure.layout, { ...theme(figure.layout), ...fit() });
+    const layout = withChanges(figure.layout, { ...theme(figure.layout), ...capitalize(figure.layout), ...fit() });
     // The element has the height and the figure fills it, so that the height stays when the window is resized.
     element.style.height = `${narrow.matches ? Math.min(layout.height, 480) : layout.height}px`;
     delete layout.height;

@@ -160,7 +160,7 @@ def _describe_slices(panels: list[Slice]) -> str:
 def _describe_curves(curves: LearningCurves, candidates: pd.DataFrame) -> str:
     """Return the sentences above the learning curves: their number, the states, the rungs, and how to compare them."""
     counts = [f"{len(group):,} {STATES[state]}" for state, group in curves.groups.items() if group]
-    text = f"One line for each trial: {', '.join(counts)}."
+    text = f"One line for each trial that trains a student: {', '.join(counts)}."
     if curves.shown < curves.total:
         text = f"{curves.shown:,} of {format_plural(curves.total, 'trial')}, evenly spaced: {', '.join(counts)}."
     if curves.rungs:

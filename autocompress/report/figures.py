@@ -103,6 +103,8 @@ def draw_front(data: FrontData) -> go.Figure:
             error_y=_error_bars(marks, score.name),
             visible="legendonly" if name == "early" else True,
             showlegend=bool(marks.ids),
+            # The label of a point at the edge stays whole.
+            cliponaxis=False if marks.labels else None,
         )
     figure.layout.updatemenus = _axis_menus(data)
     return figure

@@ -2,7 +2,7 @@
 // by function; tests/analysis/filter_cases.json has cases on which both must agree.
 const query = (() => {
   "use strict";
-  const [LONGEST, DEEPEST] = [2000, 50];
+  const [LONGEST, DEEPEST, MOST_NAMES] = [2000, 50, 30];
   const NAME_CHARACTER = `[^\\s()<>=!,"']`;
   const COMPARISONS = {
     "<": (a, b) => a < b, "<=": (a, b) => a <= b, ">": (a, b) => a > b, ">=": (a, b) => a >= b,
@@ -54,7 +54,9 @@ const query = (() => {
       const ratio = (2 * countMatches(a, b)) / (a.length + b.length);
       if (ratio >= best) [best, nearest] = [ratio, known];
     }
-    return nearest === null ? `known: ${sorted.join(", ") || "none"}` : `did you mean '${nearest}'?`;
+    if (nearest !== null) return `did you mean '${nearest}'?`;
+    const others = sorted.length > MOST_NAMES ? ` and ${sorted.length - MOST_NAMES} more` : "";
+    return `known: ${sorted.slice(0, MOST_NAMES).join(", ") || "none"}${others}`;
   }
 
   // ---- tokens ---------------------------------------------------------------------------------
@@ -101,7 +103,7 @@ const query = (() => {
     const [, prefix = "", unit = ""] = (suffix || "").match(/^([KMG]i|[kKMGTP])?\s?(%|ms|FLOPs|MACs|BOPs|B)?$/);
     if (unit === "%") return Number(number) / 100;
     const own = column && (grammar.units[column] || (column.endsWith("_ms") ? "ms" : ""));
-    if (unit && own && unit !== own) refuse(`'${token.text}' is in ${unit}, and ${column} in ${own}`, token);
+    if (unit && column && unit !== own) refuse(`'${token.text}' is in ${unit}, and ${column} ${own ? `in ${own}` : "has no unit"}`, token);
     return Number(number) * grammar.factors[prefix];
   }
 

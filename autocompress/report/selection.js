@@ -132,7 +132,7 @@ const selection = (() => {
       ];
     }
     function nearestMiss(rows, bounds) {
-      if (!rows.length) return "no fully trained candidate has finite scores better than the reference point: nothing can be recommended";
+      if (!rows.length) return rule.unusable;
       const least = (values) => values.reduce((best, amount, index) => (amount < (values[best] ?? Infinity) || Number.isNaN(values[best]) ? index : best), 0);
       const [misses, excesses] = [[], []];
       for (const [name, ends] of Object.entries(bounds)) {

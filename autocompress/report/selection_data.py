@@ -16,7 +16,7 @@ from autocompress.analysis.certification import certify_loss, read_loss
 from autocompress.analysis.latency import SIMULATED, describe_simulation
 from autocompress.analysis.pareto import numeric_column, pareto_front, primary_objectives, sort_by_cost
 from autocompress.analysis.query import NESTED, describe_kind, list_texts
-from autocompress.analysis.selection import BASELINE, select_rankable
+from autocompress.analysis.selection import BASELINE, describe_unusable, select_rankable
 from autocompress.analysis.significance import BINOMIAL, PAIRED, unpack_correct
 from autocompress.core.formatting import (
     COST_UNITS,
@@ -102,6 +102,7 @@ def rule_data(candidates: pd.DataFrame, info: RunInfo, run: str, total: int | No
             if role == BASELINE
         },
         "limits": {name: dict(bounds) for name, bounds in info.limits.items()},
+        "unusable": describe_unusable(candidates, score),
         "certificates": _list_certificates(rankable, info),
         "scopeNotice": ""
         if total in (None, len(candidates))

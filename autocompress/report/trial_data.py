@@ -177,9 +177,11 @@ def tabulate_rungs(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInfo
     rungs, search = find_rungs(candidates), _select_trainings(trials)
     if not rungs or "state" not in search or not info.objectives:
         return []
-    points = _score_points(candidates, info)
     lengths = {int(number): len(curve or []) for number, curve in zip(search["number"], search["curve"], strict=True)}
     states = dict(zip(search["number"].astype(int), search["state"], strict=True))
+    points = _score_points(candidates, info)
+    # Trials that compress an earlier checkpoint pass no rung.
+    points = points[points["trial"].isin(lengths)]
     score, rows, before = primary_objectives(info.objectives)[1], [], 0
     last = max([*lengths.values(), *points["epochs"].astype(int)])
     for epochs in sorted({*rungs, last}):

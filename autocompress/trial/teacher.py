@@ -12,7 +12,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,16 +200,42 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+class _EpochCounter:
+    """Reports the completed epochs of a training after each step: an epoch of a large teacher takes minutes."""
+
+    def __init__(self, report: Callable[[float], None], steps: int) -> None:
+        self._report = report
+        self._steps = steps
+        self._epoch, self._step = 0, 0
+        report(0.0)
+
+    def add_step(self) -> None:
+        self._step += 1
+        # Evaluation follows the last step, so the epoch ends later.
+        self._report(self._epoch + min(self._step / self._steps, 0.99))
+
+    def add_epoch(self, row: Mapping[str, float]) -> None:
+        self._epoch, self._step = int(row["epoch"]), 0
+        self._report(float(self._epoch))
+
+
 def load_teacher(
     task: Task,
     splits: Splits,
     recipe: TeacherRecipe,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
     device: torch.device = CPU,
 ) -> Teacher:
     """Return the teacher of this recipe, from the cache or trained on ``device``.
 
     If several processes need the same teacher, one of them trains it and the others wait.
+
+    Args:
+        task: Task of the teacher.
+        splits: Splits of the data, of which the first trains it.
+        recipe: Architecture and training of the teacher.
+        on_progress: Receiver of the completed epochs of a training, 0.5 in the middle of the first one.
+        device: Device of the training.
 
     Raises:
         TrialError: The training of the teacher diverged.
@@ -238,7 +264,11 @@ def load_teacher(
             copy_weights(model, _load_source(recipe.transfer, device), task, recipe.transfer)
         curve: list[dict[str, float]] = []
         if recipe.is_trained and not isinstance(model, OutputTeacher):
-            request = FitRequest(task, splits.train, recipe.fit, seed=recipe.seed, on_epoch=on_epoch, device=device)
+            request = FitRequest(task, splits.train, recipe.fit, seed=recipe.seed, device=device)
+            if on_progress is not None:
+                steps = -(-len(splits.train) // fit_config(recipe.fit).batch_size)
+                counter = _EpochCounter(on_progress, steps)
+                request = replace(request, on_epoch=counter.add_epoch, after_step=counter.add_step)
             curve = fit(model, request).curve
         logits = compute_teacher_logits(model, task, splits, fit_config(recipe.fit).precision)
         _write_cache(folder, model, logits, recipe, curve)

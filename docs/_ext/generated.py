@@ -26,7 +26,9 @@ def methods(section: str) -> str:
         method = registry.get(name)
         knobs = method.config.knobs().values()
         rows = [[_code(knob.name), _range(knob.domain), _code(knob.default), _cell(knob.doc)] for knob in knobs]
-        table = _table(["knob", "range", "default", "meaning"], rows) if rows else "It has no knobs."
+        table = (
+            _table(["hyperparameter", "range", "default", "meaning"], rows) if rows else "It has no hyperparameters."
+        )
         kind = KINDS.get(getattr(method, "kind", ""), "")
         parts += [f"### {name}", " ".join(filter(None, [kind, _prose(method.__doc__)])), table]
     return "\n\n".join(parts)

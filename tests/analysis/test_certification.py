@@ -99,7 +99,7 @@ def test_the_cheapest_certified_candidate_is_selected() -> None:
     )
     assert [text for text in picked.binding if text.startswith("90% confidence; by the observed loss, t0c2")]
     cheaper = next(near for near in picked.neighbours if near.kind == "cheaper")
-    assert "is certified for 1.4 points of loss only; at most 1.0 point are allowed" in cheaper.text
+    assert "is certified for 1.4 points of loss only; at most 1.0 point is allowed" in cheaper.text
 
 
 def test_without_a_certified_candidate_the_smallest_bound_is_selected_and_said() -> None:

@@ -154,7 +154,7 @@ def test_dry_run_prints_required_terms(run) -> None:  # type: ignore[no-untyped-
         (["search", "digits", "--set", "objectives=[acuracy, bytes]"], 2, "did you mean 'accuracy'"),
         (["search", "digits", "--set", "objectives=[accuracy, f1_macro]"], 2, "one score"),
         (["search", "digits", "--set", "limits={bites: {max: 3}}"], 2, "did you mean 'bytes'"),
-        (["search", "digits", "--set", "quantize.post_training.weight_bits=[1]"], 2, "1 is outside the knob's range"),
+        (["search", "digits", "--set", "quantize.post_training.weight_bits=[1]"], 2, "1 is outside the range"),
         (["search", "digits", "--set", "prune.structurd={}"], 2, "did you mean 'structured'"),
         (["search", "digits", "--backend", "locl"], 2, "did you mean 'local'"),
         (["search", "digits", "--address", "host:6379"], 2, "search.backend=ray does"),

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from autocompress.cli import listing
 from autocompress.cli.catalogue import LISTINGS
-from autocompress.cli.listing import CACHE, listing_table, read_listing
+from autocompress.cli.listing import CACHE, listing_table, print_listing, read_listing
 
 
 def test_rows_of_hyperparameters_do_not_repeat_their_method() -> None:
@@ -17,6 +17,32 @@ def test_rows_of_hyperparameters_do_not_repeat_their_method() -> None:
         console.print(listing_table(rows))
     assert capture.get().count("soft_target") == 1
     assert {row["hyperparameter"] for row in rows} >= {"", "temperature", "alpha"}
+
+
+@pytest.mark.parametrize("kind", LISTINGS)
+def test_a_terminal_of_80_columns_breaks_no_word(kind: str) -> None:
+    rows = LISTINGS[kind]()
+    if kind == "spaces":
+        # Paths have any length.
+        rows = [{**row, "file": "x.yaml"} for row in rows]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(listing_table(rows, 80))
+    lines = capture.get().splitlines()
+    words = {word for line in lines for word in line.split()}
+    assert all(len(line) <= 80 for line in lines)
+    missing = {word for row in rows for name, text in row.items() for word in text.split()} - words
+    assert {word for word in missing if word not in {row.get("section") for row in rows}} <= {
+        row.get("method", "") for row in rows
+    }
+
+
+def test_rows_in_a_pipe_end_without_blanks(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = LISTINGS["methods"]()
+    print_listing(rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(rows) + 1
+    assert [line for line in lines if line != line.rstrip()] == []
 
 
 def test_rows_are_read_from_the_cache_until_a_source_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

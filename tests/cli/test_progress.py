@@ -18,7 +18,8 @@ def render_search(terminal: bool) -> str:
     with display:
         display.events.notice("class 'a' [rare] has 3 examples")
         display.events.phase("loading the teacher")
-        display.events.teacher(1, 2)
+        display.events.teacher(0, 2)
+        display.events.teacher(0.25, 2)
         display.events.teacher(2, 2)
         display.events.progress(make_progress(1))
         display.events.progress(make_progress(2))
@@ -32,6 +33,8 @@ def test_a_pipe_gets_few_plain_lines() -> None:
     assert "\x1b" not in text
     assert "loading the teacher" in text
     assert "note: class 'a' [rare] has 3 examples" in text
+    # At once when it begins, then every few seconds.
+    assert "training the teacher: epoch 0 of 2" in text
     assert "training the teacher: epoch 2 of 2" in text
     assert "2 of 3 trials done, 1 running, 1 failed; 40 candidates, 20 on the front, hypervolume 0.8765" in text
     assert text.count("trials done") <= 2

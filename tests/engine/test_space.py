@@ -10,7 +10,15 @@ from autocompress.core.registry import DISTILL
 from autocompress.distill.base import Term
 from autocompress.engine.archive import Archive
 from autocompress.engine.refinement import Refinement, SequentialRefinement, make_refinement
-from autocompress.engine.space import MODES, SUBNETWORK_RATIOS, Space, derive_seed, open_space, trial_key
+from autocompress.engine.space import (
+    MODES,
+    SUBNETWORK_RATIOS,
+    Space,
+    check_teacher_settings,
+    derive_seed,
+    open_space,
+    trial_key,
+)
 from autocompress.engine.spec import parse_spec
 from autocompress.errors import SpecError
 from tests.fakes import OBJECTIVES
@@ -116,8 +124,8 @@ def test_default_values_follow_the_teacher_within_the_space() -> None:
     ("text", "message"),
     [
         ("student: {cnnn: {}}", r"x:2: student.cnnn: unknown student 'cnnn': did you mean 'cnn'"),
-        ("student: {cnn: {widht: 3}}", r"x:2: student.cnn.widht: unknown knob; did you mean 'width'"),
-        ("student: {cnn: {width: 1000}}", r"x:2: student.cnn.width: 1000 is outside the knob's range 2..128"),
+        ("student: {cnn: {widht: 3}}", r"x:2: student.cnn.widht: unknown hyperparameter; did you mean 'width'"),
+        ("student: {cnn: {width: 1000}}", r"x:2: student.cnn.width: 1000 is outside the range 2..128"),
         ("student: {cnn: {width: [4, 1000]}}", "1000 is outside"),
         ("student: {cnn: {width: []}}", "empty list"),
         ("student: {cnn: {width: {low: 8, high: 4}}}", "low 8 is not below high 4"),
@@ -126,7 +134,7 @@ def test_default_values_follow_the_teacher_within_the_space() -> None:
         ("student: {cnn: {width: {log: 3}}}", "must be true or false"),
         (
             "student: {cnn: {}}\ndistill: {soft_target: {temperature: {low: 0.5, high: 2}}}",
-            "x:3: .*outside the knob's range 1..10",
+            "x:3: .*outside the range 1..10",
         ),
         (
             "student: {cnn: {}}\nquantize: {post_training: {weight_bits: [1, 8]}}",
@@ -135,7 +143,7 @@ def test_default_values_follow_the_teacher_within_the_space() -> None:
         ("student: {cnn: {}}\nprune: {structured: {pruning_ratio: 1.0}}", "1.0 is outside"),
         ("student: {cnn: {}}\nfit: {adam: {}}", "did you mean 'adamw'"),
         ("student: {cnn: {}}\nfit: {adamw: {weight_decay: {low: 0, high: 0.1, log: true}}}", "low above 0"),
-        ("student: {cnn: {}}\nprune: {none: {pruning_ratio: 1}}", "unknown knob"),
+        ("student: {cnn: {}}\nprune: {none: {pruning_ratio: 1}}", "unknown hyperparameter"),
         (
             "student: {cnn: {}}\ndistill:\n  none:\n  relational:\n    required: 1",
             "x:6: distill.relational.required: must be true or false, got 1",
@@ -300,3 +308,12 @@ def test_only_the_sequential_mode_refines_in_stages(mode: str) -> None:
         MODES[mode], narrowed(mode).compression_grid(), 0.5, 0.01, Archive(OBJECTIVES), OBJECTIVES, None
     )
     assert isinstance(refinement, SequentialRefinement if mode == "sequential" else Refinement)
+
+
+def test_an_unknown_hyperparameter_of_the_teacher_has_its_line() -> None:
+    text = "task: digits\nstudent: {cnn: {}}\nteacher:\n  fit:\n    adamw: {epochz: 3}"
+    with pytest.raises(SpecError, match=r"^x:5: teacher.fit.adamw.epochz: unknown hyperparameter; .* 'epochs'"):
+        check_teacher_settings(parse_spec(text, "x"))
+    check_teacher_settings(parse_spec(text.replace("epochz", "epochs"), "x"))
+    # An unknown method is refused where the teacher is built.
+    check_teacher_settings(parse_spec(text.replace("adamw", "adamv"), "x"))

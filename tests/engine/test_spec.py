@@ -74,11 +74,42 @@ def test_errors_name_the_line_and_a_correction(text: str, message: str) -> None:
         ("seach.minutes=1", "^--set seach: unknown key; did you mean 'search'"),
         ("search.minuts=1", "^--set search.minuts: unknown key; did you mean 'minutes'"),
         ("search.minutes=soon", "^--set search.minutes: .* got 'soon'"),
+        ("limits.bytes.max=30ms", "^--set limits: '30ms' is in ms, and bytes in B"),
+        ("task.digits=3", "^--set task.digits: "),
     ],
 )
 def test_an_error_in_an_override_names_the_override(override: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         parse_spec(GOOD, "x", [override])
+
+
+@pytest.mark.parametrize(
+    ("path", "location"),
+    [
+        (("student", "cnn", "widht"), "--set student.cnn.widht"),
+        (("student", "cnn", "widht", "low"), "--set student.cnn.widht.low"),
+        (("student", "cnn"), "x:3: student.cnn with --set student.cnn.widht"),
+        (("teacher",), "--set teacher"),
+        (("task",), "x:1: task"),
+    ],
+)
+def test_later_errors_name_what_has_set_the_key(path: tuple[str, ...], location: str) -> None:
+    text = "task: digits\nstudent:\n  cnn: {width: 8}"
+    source = parse_spec(text, "x", ["student.cnn.widht=3", "teacher.seed=1"])
+    assert str(source.make_error(path, "wrong")) == f"{location}: wrong"
+
+
+def test_limits_take_sizes_and_percentages() -> None:
+    text = GOOD + "limits: {bytes: {max: 30KB}, accuracy: {min: 97%}, latency_ms: {max: 2 ms}}\npick: {max_drop: 1%}"
+    spec = parse_spec(text, "x", ["limits.flops.max=1.5 MFLOPs"]).spec
+    assert {name: (limit.min, limit.max) for name, limit in spec.limits.items()} == {
+        "bytes": (None, 30_000.0),
+        "accuracy": (0.97, None),
+        "latency_ms": (None, 2.0),
+        "flops": (None, 1_500_000.0),
+    }
+    assert spec.pick.max_drop == 0.01
+    assert parse_spec(spec.to_yaml(), "x").spec == spec
 
 
 def test_overrides_change_nested_keys_and_are_read_as_yaml() -> None:

@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -438,6 +439,29 @@ def test_names_of_classes_and_layers_are_whole_words_on_a_phone(browser: Any, tm
         assert result.count(".named th[scope=row]") > 10
         assert result.tab.evaluate(_BROKEN_WORDS) == []
         assert result.tab.evaluate("document.documentElement.scrollWidth") == SIZES["phone"][0]
+
+
+@pytest.mark.slow
+def test_ticks_on_a_phone_stand_apart_and_have_the_prefixes_of_tables(browser: Any, small_path: Path) -> None:
+    with Opened(browser, small_path.as_uri(), "phone") as page:
+        # Four powers of ten had thirteen ticks, of which each hid a part of the next.
+        page.tab.evaluate("Plotly.relayout('front-plot', { 'xaxis.range': [3, 7.2] })")
+        ticks = page.tab.evaluate(
+            "[...document.querySelectorAll('#front-plot .xtick text')].map((text) =>"
+            " [text.textContent, text.getBoundingClientRect().left, text.getBoundingClientRect().right])"
+        )
+        texts = [text for text, _, _ in ticks]
+        assert "10K" in texts
+        assert not any("k" in text for text in texts)
+        assert all(right < left for (_, _, right), (_, left, _) in pairwise(sorted(ticks, key=lambda tick: tick[1]))), (
+            ticks
+        )
+        title = page.tab.locator("#front-plot .ytitle").bounding_box()
+        labels = page.tab.evaluate(
+            "Math.min(...[...document.querySelectorAll('#front-plot .ytick text')]"
+            ".map((text) => text.getBoundingClientRect().left))"
+        )
+        assert title["x"] + title["width"] <= labels
 
 
 @pytest.mark.slow

@@ -3,7 +3,12 @@ from dataclasses import replace
 import pytest
 
 from autocompress.report.comparison import SHARES, Comparison, RunTables, compare_runs
-from autocompress.report.comparison_page import column_headings, summarize_comparison, table_cells
+from autocompress.report.comparison_page import (
+    column_headings,
+    comparison_rows,
+    summarize_comparison,
+    table_cells,
+)
 from tests.report.factory import Run
 
 
@@ -19,6 +24,16 @@ def test_a_score_that_no_candidate_reaches_is_a_dash(comparison: Comparison) -> 
     assert cells[0][4 : 4 + len(SHARES)] == ["–"] * len(SHARES)
     assert cells[0][:4] == ["a", first.kind, f"{first.hypervolume:.4f}", str(len(first.front))]
     assert len(column_headings(comparison)) == len(cells[0])
+
+
+def test_programs_read_numbers(comparison: Comparison) -> None:
+    first = replace(comparison.runs[0], at_shares=(None, *comparison.runs[0].at_shares[1:]))
+    row = comparison_rows(replace(comparison, runs=[first, comparison.runs[1]]))[0]
+    assert row["hypervolume"] == first.hypervolume
+    assert row["front"] == len(first.front)
+    assert row["accuracy_at_0.1"] is None
+    assert row["accuracy_at_0.01"] == first.at_shares[1]
+    assert row["seconds"] == first.seconds
 
 
 def test_the_summary_names_the_larger_hypervolume_and_when_it_passed(comparison: Comparison) -> None:

@@ -52,6 +52,11 @@ def test_a_trial_has_a_point_at_each_rung_and_the_end() -> None:
         ("9", "0", "0"),
     ]
     assert [row["score"] for row in table] == ["10.0%", "30.0%", "90.0%"]
+    # A trial that compresses the checkpoint of another has candidates at the end only, and passes no rung.
+    rows.append({**rows[-1], "id": "t3c0", "trial": 3, "accuracy_search": 0.5})
+    further = {"number": 3, "role": "search", "state": "complete", "curve": [], "further": True}
+    trials = pd.concat([trials.assign(further=False), pd.DataFrame([further])], ignore_index=True)
+    assert tabulate_rungs(pd.DataFrame(rows), trials, info) == table
 
 
 def test_large_runs_have_a_bounded_number_of_points() -> None:

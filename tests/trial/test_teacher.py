@@ -38,11 +38,14 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_teacher_is_trained_once_and_then_read() -> None:
-    rows: list[dict[str, float]] = []
-    first = load_teacher(TASK, SPLITS, RECIPE, rows.append)
-    second = load_teacher(TASK, SPLITS, RECIPE, rows.append)
+    epochs: list[float] = []
+    first = load_teacher(TASK, SPLITS, RECIPE, epochs.append)
+    second = load_teacher(TASK, SPLITS, RECIPE, epochs.append)
     assert (first.trained, second.trained) == (True, False)
-    assert len(rows) == 2
+    assert epochs == sorted(epochs)
+    assert (epochs[0], epochs[-1]) == (0.0, 2.0)
+    # Within each of the two epochs, too.
+    assert {int(done) for done in epochs if done % 1} == {0, 1}
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
     assert set(first.logits) == set(second.logits)
