@@ -245,7 +245,7 @@ def test_class_weights_are_paired_by_seed() -> None:
 @pytest.mark.parametrize("name", list(PRETRAINED))
 def test_a_pretrained_model_has_a_valid_search_space(name: str) -> None:
     # Only a teacher with layers can be pruned.
-    student = "text_cnn" if name == "magika" else "from_teacher"
+    student = "text_ngrams" if name == "magika" else "from_teacher"
     assert list(load_spec("module", PRETRAINED[name].changes).spec.student) == [student]
 
 
