@@ -1,4 +1,6 @@
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -13,11 +15,11 @@ CONFIG = CompressionConfig(
 
 
 @pytest.fixture
-def connection() -> sqlite3.Connection:
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    connection.create_function("seal_of", -1, seal_of, deterministic=True)
-    connection.executescript(SCHEMA)
-    return connection
+def connection() -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.create_function("seal_of", -1, seal_of, deterministic=True)
+        connection.executescript(SCHEMA)
+        yield connection
 
 
 def test_equal_parts_are_stored_once_also_after_the_store_was_opened_again(connection: sqlite3.Connection) -> None:

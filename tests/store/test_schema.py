@@ -1,6 +1,8 @@
 import json
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +66,12 @@ CANDIDATES = st.builds(
 )
 
 
-def open_parts() -> PartTable:
-    connection = sqlite3.connect(":memory:")
-    connection.create_function("seal_of", -1, seal_of, deterministic=True)
-    connection.executescript(SCHEMA)
-    return PartTable(connection)
+@contextmanager
+def open_parts() -> Iterator[PartTable]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.create_function("seal_of", -1, seal_of, deterministic=True)
+        connection.executescript(SCHEMA)
+        yield PartTable(connection)
 
 
 def flat_row(candidate: Candidate) -> dict[str, Any]:
@@ -76,30 +79,30 @@ def flat_row(candidate: Candidate) -> dict[str, Any]:
 
 
 def flat_rows(*candidates: Candidate) -> list[dict[str, Any]]:
-    parts = open_parts()
-    rows = [dict(zip(CANDIDATE_COLUMNS, candidate_row(candidate, parts), strict=True)) for candidate in candidates]
-    parts.write_new_parts()
-    table = CandidateRows(parts)
-    return [table.flatten("search", row) for row in rows]
+    with open_parts() as parts:
+        rows = [dict(zip(CANDIDATE_COLUMNS, candidate_row(candidate, parts), strict=True)) for candidate in candidates]
+        parts.write_new_parts()
+        table = CandidateRows(parts)
+        return [table.flatten("search", row) for row in rows]
 
 
 @settings(deadline=None)
 @given(JOBS, st.sampled_from(State))
 def test_a_job_comes_back_from_its_row(job: Job, state: State) -> None:
-    parts = open_parts()
-    told = {"optuna": 3, "attempts": 1, "seconds": None, "elapsed": 2.5, "reason": "its worker died"}
-    row = {**job_row(job, parts), "state": state.value, **told}
-    parts.write_new_parts()
-    assert trial_from_row(row, parts) == StoredTrial(job, state, 3, 1, None, 2.5, "its worker died")
+    with open_parts() as parts:
+        told = {"optuna": 3, "attempts": 1, "seconds": None, "elapsed": 2.5, "reason": "its worker died"}
+        row = {**job_row(job, parts), "state": state.value, **told}
+        parts.write_new_parts()
+        assert trial_from_row(row, parts) == StoredTrial(job, state, 3, 1, None, 2.5, "its worker died")
 
 
 @settings(deadline=None)
 @given(CANDIDATES)
 def test_a_candidate_comes_back_from_its_row(candidate: Candidate) -> None:
-    parts = open_parts()
-    row = dict(zip(CANDIDATE_COLUMNS, candidate_row(candidate, parts), strict=True))
-    parts.write_new_parts()
-    assert candidate_from_row(row, parts) == candidate
+    with open_parts() as parts:
+        row = dict(zip(CANDIDATE_COLUMNS, candidate_row(candidate, parts), strict=True))
+        parts.write_new_parts()
+        assert candidate_from_row(row, parts) == candidate
 
 
 def test_the_table_has_a_column_for_each_knob_score_and_cost() -> None:

@@ -1,6 +1,7 @@
 """Ask and tell of Optuna's samplers; test_sampler_regret measures their quality."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -70,14 +71,14 @@ def test_first_result_of_a_trial_counts(tmp_path: Path) -> None:
 
 def test_tables_are_exported_on_request_and_only_after_new_results(tmp_path: Path) -> None:
     def count_complete() -> int:
-        with sqlite3.connect(tmp_path / "study.db") as disk:
+        with closing(sqlite3.connect(tmp_path / "study.db")) as disk:
             return int(disk.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0])
 
     sampler = make_optuna_sampler(tmp_path)
     sampler.tell(sampler.ask(0), [0.9, 4.0])
     sampler.export_tables()
     assert count_complete() == 1
-    with sqlite3.connect(tmp_path / "study.db") as disk:
+    with closing(sqlite3.connect(tmp_path / "study.db")) as disk, disk:
         disk.execute("DELETE FROM trials")
     sampler.export_tables()
     assert count_complete() == 0
