@@ -38,6 +38,8 @@ SUFFIXES: Mapping[str, str] = {"search_val": "_search", "select_val": "", "test"
 INTERVAL_CONFIDENCE = 0.95
 # Rounding: 0.98 - 0.97 is more than 0.01 in floating point.
 _SLACK = 1e-9
+# Share of the allowed loss by which certified losses differ by chance.
+BOUND_TIE = 0.1
 # More examples than any data set has.
 _MOST_EXAMPLES = 10**9
 # Any constant: the order of bets must not depend on the losses.
@@ -381,7 +383,10 @@ def certify_loss(
 def select_certified(
     rows: pd.DataFrame, info: RunInfo, max_drop: float, confidence: float
 ) -> tuple[Mapping[str, Any], PairedLoss] | None:
-    """Return the cheapest candidate whose upper bound is within ``max_drop``, else the one with the smallest bound.
+    """Return the cheapest candidate whose upper bound is within ``max_drop``.
+
+    Without one, it is the cheapest of those with the smallest bound, to a tenth of ``max_drop``: a difference that
+    small is chance, and may cost many times the operations.
 
     Args:
         rows: Candidates that may be selected.
@@ -397,16 +402,18 @@ def select_certified(
     for position, loss in losses:
         if loss.observed <= max_drop and loss.p_value(max_drop, confidence) <= 1 - confidence:
             return _select_row(ordered, position), loss
-    best: tuple[int, PairedLoss] | None = None
+    tie = max_drop * BOUND_TIE
+    bounds: dict[int, tuple[float, PairedLoss]] = {}
     smallest = math.inf
     # The bound is never below the observed loss, so later rows cannot be better than the best bound.
     for position, loss in sorted(losses, key=lambda pair: pair[1].observed):
-        if loss.observed >= smallest:
+        if loss.observed >= smallest + tie:
             break
-        bound = loss.upper_bound(confidence)
-        if bound < smallest - _SLACK:
-            best, smallest = (position, loss), bound
-    return None if best is None else (_select_row(ordered, best[0]), best[1])
+        bounds[position] = loss.upper_bound(confidence), loss
+        smallest = min(smallest, bounds[position][0])
+    near = [position for position, (bound, _) in bounds.items() if bound <= smallest + tie + _SLACK]
+    # The rows are in the order of their costs.
+    return (_select_row(ordered, min(near)), bounds[min(near)][1]) if near else None
 
 
 def list_losses(rows: pd.DataFrame, info: RunInfo) -> list[PairedLoss]:

@@ -259,15 +259,15 @@ def select_candidate(
     """Return the best candidate under the given limits, among completely trained candidates of the search.
 
     Without arguments it is the cheapest candidate that is certified to lose at most ``info.max_drop`` against the
-    teacher at ``info.confidence``, on the examples of both validation splits; if there is none, the candidate with the
-    smallest certified loss. In a run without a confidence or without stored examples, it is the cheapest whose observed
-    loss is at most ``info.max_drop`` on each validation split; if there is none, the cheapest within ``info.max_drop``
-    of the smallest loss; without a teacher score, the knee of the front. Candidates that neither cost less than the
-    teacher nor score better are left out as long as there are others. With limits it is the best in ``prefer``, by
-    default the first score if a cost is limited, and the first cost if only scores are limited. Ties go to the cheaper
-    candidate, then to the first id. The limits of the run hold too, unless the same bound is given here. A candidate
-    that is not better than the reference score (a constant model) is selected only by its id. Of a run with a target,
-    candidates without kernels on it are left out.
+    teacher at ``info.confidence``, on the examples of both validation splits; if there is none, the cheapest of the
+    candidates with the smallest certified loss, to a tenth of ``info.max_drop``. In a run without a confidence or
+    without stored examples, it is the cheapest whose observed loss is at most ``info.max_drop`` on each validation
+    split; if there is none, the cheapest within ``info.max_drop`` of the smallest loss; without a teacher score, the
+    knee of the front. Candidates that neither cost less than the teacher nor score better are left out as long as
+    there are others. With limits it is the best in ``prefer``, by default the first score if a cost is limited, and
+    the first cost if only scores are limited. Ties go to the cheaper candidate, then to the first id. The limits of
+    the run hold too, unless the same bound is given here. A candidate that is not better than the reference score (a
+    constant model) is selected only by its id. Of a run with a target, candidates without kernels on it are left out.
 
     Args:
         table: Candidates, as the run store returns them.

@@ -113,6 +113,15 @@ def test_without_a_certified_candidate_the_smallest_bound_is_selected_and_said()
     assert "No number of examples would certify it" in picked.certificate.describe(ACCURACY)
 
 
+def test_of_bounds_that_differ_by_chance_the_cheapest_candidate_is_selected() -> None:
+    """One more loss of 1,000 examples is a tenth of a point, and one and a half points are allowed."""
+    losses = {"t0c0": (8, 8), "t0c1": (8, 9), "t0c2": (20, 20)}
+    table, info = make_run(losses, max_drop=0.015)
+    assert select_candidate(table, info).id == "t0c1"
+    table, info = make_run({**losses, "t0c1": (10, 10)}, max_drop=0.015)
+    assert select_candidate(table, info).id == "t0c0"
+
+
 def test_the_certificate_names_promise_bound_confidence_and_examples_needed() -> None:
     loss = PairedLoss("bits", 0.0, 216, np.zeros(216))
     text = certify_loss(loss, 0.005, 0.9, ["select_val"]).describe(ACCURACY)
