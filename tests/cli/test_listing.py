@@ -25,6 +25,8 @@ def test_a_terminal_of_80_columns_breaks_no_word(kind: str) -> None:
     if kind == "spaces":
         # Paths have any length.
         rows = [{**row, "file": "x.yaml"} for row in rows]
+    # Other tests register tasks of their own, whose names have any length.
+    rows = [row for row in rows if not any(str(text).endswith("_tests") for text in row.values())]
     console = Console(width=80)
     with console.capture() as capture:
         console.print(listing_table(rows, 80))

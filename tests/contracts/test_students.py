@@ -92,7 +92,7 @@ class TestConfig:
         assert family.config.label == family.name
 
     def test_an_unknown_knob_is_refused(self, family):
-        with pytest.raises(KnobError, match="no knob 'no_such_knob'"):
+        with pytest.raises(KnobError, match="no hyperparameter 'no_such_knob'"):
             family.config.of({"no_such_knob": 1})
 
 

@@ -234,8 +234,8 @@ def test_class_weights_are_refused_for_a_task_with_a_loss_of_its_own(key: str, m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["threshold=auto"], "x: threshold: a threshold decides between two classes, and 'label' is a head of 10"),
-        (["threshold={labl: 0.3}"], "x: threshold: a threshold for the head 'labl': did you mean 'label'"),
+        (["threshold=auto"], "--set threshold: a threshold decides between two classes, and 'label' is a head of 10"),
+        (["threshold={labl: 0.3}"], "--set threshold: a threshold for the head 'labl': did you mean 'label'"),
     ],
 )
 def test_a_threshold_that_a_head_cannot_have_is_an_error_before_the_search(changes: list[str], message: str) -> None:

@@ -47,7 +47,8 @@ def test_a_front_is_timed_and_is_an_axis_a_column_and_a_limit(run: Path) -> None
     # What was not asked for has none, and the fastest can be chosen.
     assert front.candidates["latency_ms"].isna().any()
     fastest = table["latency_ms"].min()
-    assert front.pick(max={"latency_ms": fastest}).row["latency_ms"] == fastest
+    # A candidate beside the front was timed, too, because it is recommended.
+    assert front.pick(max={"latency_ms": fastest}).row["latency_ms"] <= fastest
     assert len(front.where(f"latency_ms <= {fastest}")) >= 1
     page = (run / "report.html").read_text()
     assert "onnxruntime" in page

@@ -15,5 +15,5 @@ def test_a_part_names_family_and_knobs() -> None:
 def test_an_unknown_family_or_knob_is_named() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'cnn"):
         build_family_model(Part.of("cnm"), (InputSpec((1, 8, 8)),), {"label": 2})
-    with pytest.raises(KnobError, match="no knob 'widht'"):
+    with pytest.raises(KnobError, match="no hyperparameter 'widht'"):
         build_family_model(Part.of("cnn", widht=4), (InputSpec((1, 8, 8)),), {"label": 2})
