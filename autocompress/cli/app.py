@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import textwrap
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -664,7 +665,39 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         replace_unprintable(stream)
     try:
-        app()
+        _run_app()
+    except BrokenPipeError:
+        # The reader of the pipe has closed it, as `head` does. Python would report the flush at exit otherwise.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as error:
+        # What the system refuses to a command, such as a full disk behind standard output.
+        logging.getLogger(__name__).debug("the command fails", exc_info=True)
+        place = f"{error.filename}: " if error.filename else ""
+        # Standard error may be full, too.
+        with suppress(OSError):
+            print_prose(f"error: {place}{error.strerror or error}", stderr=True)
+        _discard_output()
+        raise SystemExit(StorageError.exit_code if error.errno == errno.ENOSPC else 1) from None
+    finally:
+        # The interpreter collects garbage when it ends, which would take a tenth of the time of a command; the memory
+        # goes back to the system anyway.
+        gc.freeze()
+
+
+def _run_app() -> None:
+    """Run the command line; what a user can mend is printed as one line.
+
+    Raises:
+        SystemExit: The command has ended, with its exit code.
+        OSError: A standard stream takes nothing, or the system refuses something else.
+    """
+    try:
+        try:
+            app()
+        finally:
+            # Here, where a full disk behind standard output is an error like others: Python would ignore it at its end.
+            sys.stdout.flush()
     except AutocompressError as error:
         print_prose(f"error: {error}", stderr=True)
         if error.excerpt:
@@ -674,20 +707,6 @@ def main() -> None:
         reason = f" ({error})" if str(error) else ""
         print_prose(f"error: the memory of this machine does not suffice{reason}; give less data", stderr=True)
         raise SystemExit(1) from None
-    except BrokenPipeError:
-        # The reader of the pipe has closed it, as `head` does. Python would report the flush at exit otherwise.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
-    except OSError as error:
-        # What the system refuses to a command, such as a full disk behind standard output.
-        logging.getLogger(__name__).debug("the command fails", exc_info=True)
-        _discard_output()
-        print_prose(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", stderr=True)
-        raise SystemExit(StorageError.exit_code if error.errno == errno.ENOSPC else 1) from None
-    finally:
-        # The interpreter collects garbage when it ends, which would take a tenth of the time of a command; the memory
-        # goes back to the system anyway.
-        gc.freeze()
 
 
 def _open_closed_streams() -> None:
@@ -698,11 +717,12 @@ def _open_closed_streams() -> None:
 
 
 def _discard_output() -> None:
-    """Write what standard output still holds, or let Python throw it away when it ends, instead of failing again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Write what the standard streams still hold; what they refuse is thrown away, instead of failing again at the end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":
