@@ -717,7 +717,7 @@ def _open_closed_streams() -> None:
 
 
 def _discard_output() -> None:
-    """Write what the standard streams still hold; what they refuse is thrown away, instead of failing again at the end."""
+    """Write what the standard streams still hold; what they refuse is thrown away, instead of failing again."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
