@@ -673,10 +673,10 @@ def main() -> None:
     except OSError as error:
         # What the system refuses to a command, such as a full disk behind standard output.
         logging.getLogger(__name__).debug("the command fails", exc_info=True)
-        place = f"{error.filename}: " if error.filename else ""
+        prefix = f"{error.filename}: " if error.filename else ""
         # Standard error may be full, too.
         with suppress(OSError):
-            print_prose(f"error: {place}{error.strerror or error}", stderr=True)
+            print_prose(f"error: {prefix}{error.strerror or error}", stderr=True)
         _discard_output()
         raise SystemExit(StorageError.exit_code if error.errno == errno.ENOSPC else 1) from None
     finally:
