@@ -148,7 +148,7 @@ def stratify_rows(
         rarest = int(classes[counts.argmin()])
         name = f"'{names[rarest]}'" if names else rarest
         raise UsageError(
-            f"class {name} has {counts.min()} examples; "
+            f"class {name} has {counts.min()} example{'s' * int(counts.min() > 1)}; "
             f"{len(fractions) + 1} disjoint splits need at least one of each class"
         )
     parts: dict[str, Rows] = {}

@@ -181,7 +181,7 @@ def test_a_test_file_is_the_test_split(tmp_path: Path) -> None:
         (frame(), {"kind": "binary"}, "choose one of auto, classes, regression"),
         (frame(target="dear"), {}, "has the single class 'dear'"),
         (frame(target=5.5), {}, "has the single value 5.5"),
-        (frame(target=[*["a"] * 118, "b", "b"]), {}, "class 'b' of column 'target' has 2 rows"),
+        (frame(target=[*["a"] * 118, "b", "b"]), {}, "class 'b' of column 'target' occurs in 2 of "),
         (frame(size=[np.inf, *range(N - 1)]), {}, "column 'size' is infinite in row 0"),
         (frame().head(0), {}, "has no rows below its header"),
         (frame(target=None), {}, "has no row with a value of 'target'"),
