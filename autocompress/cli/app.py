@@ -20,6 +20,7 @@ import typer
 
 from autocompress.cli.options import (
     INTERRUPTED,
+    AsJson,
     Format,
     Kind,
     Plugins,
@@ -33,6 +34,7 @@ from autocompress.cli.options import (
     parse_limits,
     prepare_signature,
     print_dry_run,
+    print_json,
     print_rows,
 )
 from autocompress.cli.terminal import (
@@ -347,7 +349,7 @@ def pick(
     where: Annotated[
         str | None, typer.Option(metavar="FILTER", help="Choose among candidates with this: 'bytes <= 30KB or cnn'.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the candidate's row as JSON.")] = False,
+    as_json: AsJson = False,
     runs: Runs = Path("reports"),
 ) -> None:
     """Choose one candidate and print the reason."""
@@ -436,6 +438,7 @@ def export(
             help="Probability above which the second of two classes is predicted; auto chooses the best one.",
         ),
     ] = None,
+    as_json: AsJson = False,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
@@ -451,6 +454,9 @@ def export(
     identity = candidate or front.pick().id
     exported = export_candidate(front.folder, identity, verify=verify, thresholds=threshold or ())
     add_signature(exported.folder)
+    if as_json:
+        print_json(exported)
+        return
     for path in sorted(exported.folder.iterdir()):
         print_text(f"{path}  {path.stat().st_size:,} bytes")
     for sentence in exported.thresholds:
@@ -480,6 +486,7 @@ def adapt(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the adaptation.")] = 0,
     sign: Sign = None,
+    as_json: AsJson = False,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
@@ -490,6 +497,9 @@ def adapt(
     load_plugins(plugin)
     adapted = api.adapt(source, data, candidate=candidate, minutes=minutes, ordered=ordered, seed=seed, runs=runs)
     add_signature(adapted.folder)
+    if as_json:
+        print_json(adapted)
+        return
     print_text(adapted.folder)
     print_text(adapted)
 
@@ -501,6 +511,7 @@ def join(
     ],
     out: Annotated[Path, typer.Option(help="Path of the new folder.", metavar="FOLDER")],
     sign: Sign = None,
+    as_json: AsJson = False,
     plugin: Plugins = None,
 ) -> None:
     """Write several exported models as one folder that a program switches between."""
@@ -510,6 +521,9 @@ def join(
     load_plugins(plugin)
     joined = join_artifacts(artifacts, out)
     add_signature(joined.folder)
+    if as_json:
+        print_json(joined)
+        return
     print_text(joined.folder)
     print_text(joined)
 
@@ -546,6 +560,7 @@ def cascade(
     simulated: Annotated[
         bool, typer.Option("--simulated", help="Allow candidates without kernels on the target of the run.")
     ] = False,
+    as_json: AsJson = False,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
@@ -558,7 +573,10 @@ def cascade(
     front = api.load(run, runs)
     with CountDisplay(progress_console(), "rebuilding candidates", "rebuilt {} candidates") as display:
         search = front.cascade(candidate or (), simulated=simulated, on_progress=display.update)
-    print_cascade(search, front.folder)
+    if as_json:
+        print_json(search)
+    else:
+        print_cascade(search, front.folder)
 
 
 @app.command(epilog="Example: autocompress serve digits --budget-ms 5")
@@ -635,7 +653,7 @@ def doctor(
     ray: Annotated[
         bool, typer.Option("--ray", help="Also start a local Ray cluster, which takes up to a minute.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+    as_json: AsJson = False,
     runs: Runs = Path("reports"),
 ) -> None:
     """Check versions, libraries, cores, memory and folders; print a fix for each fault."""

@@ -52,6 +52,8 @@ Sign = Annotated[
     typer.Option(metavar="KEY", help="Sign the folder with this Ed25519 private key (PEM); needs the extra `sign`."),
 ]
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
 _LIMIT_EXAMPLES = {"--max": "bytes=30KB", "--min": "accuracy=97%"}
 
 
@@ -145,6 +147,23 @@ def print_rows(rows: Sequence[Mapping[str, object]], form: TableFormat) -> None:
     writer.writeheader()
     writer.writerows(rows)
     print_text(content.getvalue(), end="")
+
+
+def print_json(result: object) -> None:
+    """Print a dataclass as one JSON object; a number that JSON does not have is null.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Made:
+        ...     folder: Path
+        ...     score: float
+        >>> print_json(Made(Path("picks/t1c0"), float("nan")))
+        {"folder":"picks/t1c0","score":null}
+    """
+    from pydantic import TypeAdapter
+
+    print_text(TypeAdapter(type(result)).dump_json(result).decode())
 
 
 def confirm_resume(error: UnfinishedRunError) -> None:

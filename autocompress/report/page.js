@@ -97,6 +97,11 @@
       get state() {
         return Object.fromEntries(Object.entries(selects).filter(([, select]) => select.selectedIndex > 0).map(([name, select]) => [name, select.value]));
       },
+      // The names in a state that are no axis of this page.
+      unknown(state) {
+        return Object.entries(selects).filter(([name, select]) => state[name] && ![...select.options].some((option) => option.value === state[name]))
+          .map(([name]) => state[name]);
+      },
       async set(state) {
         for (const [name, select] of Object.entries(selects)) {
           const index = Math.max(0, [...select.options].findIndex((option) => option.value === state[name]));
@@ -107,7 +112,7 @@
       },
     };
   }
-  const NO_CONTROLS = { columns: () => ({}), state: {}, set: async () => {} };
+  const NO_CONTROLS = { columns: () => ({}), state: {}, unknown: () => [], set: async () => {} };
 
   // The candidate within the limits gets a mark of its own; it is drawn where its point is.
   function markChosen(plot, chosen) {
@@ -395,6 +400,7 @@
       },
       get opened() { return opened; },
       get pins() { return pins; },
+      has: (id) => index.has(id) || at(`card-${id}`) !== null,
       setPins,
     };
   }
@@ -436,19 +442,26 @@
       await axes.set(state);
       limits.text = state.limits || "";
       list.text = state.filter || "";
-      all.setPins((state.pins || "").split(",").filter(Boolean));
+      const ids = (state.pins || "").split(",").filter(Boolean);
+      all.setPins(ids);
+      const card = isState ? state.card : readAnchor(hash.slice(1)).match(/^card-(.+)/)?.[1];
+      const unknown = [...axes.unknown(state), ...[...ids, ...(card ? [card] : [])].filter((id) => !all.has(id))];
+      if (unknown.length) note.textContent = `The address names what this page does not have; it is ignored: ${[...new Set(unknown)].join(", ")}.`;
       if (!isState) goTo(hash.slice(1));
       else if (state.card) all.open(state.card);
       else if (state.at) goTo(state.at, true);
     }
-    // Go to a card or to a section.
-    function goTo(anchor, isScrolled = false) {
-      let name = anchor;
+    function readAnchor(anchor) {
       try {
-        name = decodeURIComponent(anchor);
+        return decodeURIComponent(anchor);
       } catch {
         // No encoded text: it is the name itself.
+        return anchor;
       }
+    }
+    // Go to a card or to a section.
+    function goTo(anchor, isScrolled = false) {
+      const name = readAnchor(anchor);
       if (name.startsWith("card-")) return all.open(name.replace("card-", ""));
       section = name;
       if (isScrolled) at(name)?.scrollIntoView();

@@ -235,6 +235,13 @@ def test_adapt_writes_a_version_and_join_one_folder_of_both(run, small_run: Path
     assert joined.code == 0, joined.err
     assert "tensors of 2 models" in joined.out
     assert (tmp_path / "joined" / "switchable.json").is_file()
+    row = json.loads(run("join", str(first), str(second), "--out", str(tmp_path / "again"), "--json").out)
+    assert row["folder"] == str(tmp_path / "again")
+    assert set(row["separate_tensor_bytes"]) == {first.name, second.name}
+    options = ("--data", str(tmp_path / "recent.npz"), "--minutes", "0", "--json")
+    row = json.loads(run("adapt", str(copy), *options).out)
+    assert "unchanged" in row["record"]["scores"]
+    assert Path(row["folder"]) not in {first, second}
 
 
 @pytest.mark.slow
@@ -243,6 +250,9 @@ def test_export_verifies_and_bench_times_the_files(run, small_run: Path) -> None
     assert done.code == 0, done.err
     assert "verified on the test split: label: accuracy" in done.out
     (folder,) = (small_run / "picks").iterdir()
+    row = json.loads(run("export", str(small_run), "--json").out)
+    assert row["folder"] == str(folder)
+    assert row["verification"]["agreement"]["label"] >= 0.99
     timed = run("bench", str(folder), "--seconds", "0.05", "--batch", "4")
     assert timed.code == 0, timed.err
     assert "model.onnx" in timed.out

@@ -234,6 +234,7 @@ def test_settings_are_in_the_address(browser: Any, small_path: Path) -> None:
         tab.locator('nav a[href="#honesty"]').click()
         for piece in ("filter=", "limits=", "cost=bytes", f"card={name}", f"pins={name}"):
             wait_until(tab, "(piece) => location.hash.includes(piece)", piece)
+        key = tab.evaluate("new URLSearchParams(location.hash.slice(1)).get('run')")
         tab.reload()
         tab.wait_for_selector("html.ready")
         assert tab.locator("#filter").input_value() == "accuracy > 0.2"
@@ -254,6 +255,11 @@ def test_settings_are_in_the_address(browser: Any, small_path: Path) -> None:
         tab.evaluate("location.hash = '#run=00000000&filter=zzz'")
         expect(tab.locator("#state-note")).to_contain_text("another run")
         expect(tab.locator("#filter")).to_have_value("")
+        # So are candidates and axes that this run does not have.
+        tab.evaluate(f"location.hash = '#run={key}&cost=watts&pins={name},t9999c1&card=t9998c2'")
+        expect(tab.locator("#state-note")).to_contain_text("does not have; it is ignored: watts, t9999c1, t9998c2.")
+        expect(tab.locator("#axis-cost")).to_have_value("effective_flops")
+        expect(tab.locator("#comparison-note")).to_contain_text(f"{name} is pinned")
         assert page.sentence == []
 
 
