@@ -389,9 +389,9 @@ def _read_head(path: Path, values: "pd.Series[Any]", kind: str, minimum: int) ->
     rarest = min(counts, key=lambda name: (counts[name], name))
     if counts[rarest] < minimum:
         raise UsageError(
-            f"{path}: class '{rarest}' of column '{values.name}' occurs in {counts[rarest]} of {len(values):,} usable rows "
-            f"(without gaps and repeats); {minimum} disjoint splits need at least one each, so join it with another "
-            "class, leave it out, or set task.tabular.kind=regression"
+            f"{path}: class '{rarest}' of column '{values.name}' occurs in {counts[rarest]} of {len(values):,} usable "
+            f"rows (without gaps and repeats); {minimum} disjoint splits need at least one each, so join it with "
+            "another class, leave it out, or set task.tabular.kind=regression"
         )
     names = sort_classes(counts)
     return Head(len(names)), names
