@@ -299,13 +299,22 @@ class Front:
             return self.pick() if self.info.objectives else None
         return None
 
-    def export(self, candidate: str | None = None, *, verify: bool = True, thresholds: Sequence[str] = ()) -> Path:
+    def export(
+        self,
+        candidate: str | None = None,
+        *,
+        verify: bool = True,
+        thresholds: Sequence[str] = (),
+        integer: bool = False,
+    ) -> Path:
         """Export one candidate as a deployable folder and return its path.
 
         Args:
             candidate: Id of the candidate; the recommended one by default.
             verify: Whether to run the exported model on the test split and compare it with the stored scores.
             thresholds: Thresholds of heads of two classes: ``auto`` or a number, or ``HEAD=auto`` and ``HEAD=0.3``.
+            integer: Whether every layer that can run on integer kernels does, for a processor where these are faster
+                than on this one; by default the graph that is the fastest here.
 
         Raises:
             UsageError: A threshold cannot be used.
@@ -318,7 +327,7 @@ class Front:
         from autocompress.export.candidate import export_candidate
 
         identity = candidate or self.pick().id
-        return export_candidate(self.folder, identity, verify=verify, thresholds=thresholds).folder
+        return export_candidate(self.folder, identity, verify=verify, thresholds=thresholds, integer=integer).folder
 
     def export_levels(
         self,

@@ -438,6 +438,12 @@ def export(
             help="Probability above which the second of two classes is predicted; auto chooses the best one.",
         ),
     ] = None,
+    integer: Annotated[
+        bool,
+        typer.Option(
+            "--integer", help="Compute all quantized layers in integers, also where floating point is faster here."
+        ),
+    ] = False,
     as_json: AsJson = False,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
@@ -452,7 +458,7 @@ def export(
     load_plugins(plugin)
     front = api.load(run, runs)
     identity = candidate or front.pick().id
-    exported = export_candidate(front.folder, identity, verify=verify, thresholds=threshold or ())
+    exported = export_candidate(front.folder, identity, verify=verify, thresholds=threshold or (), integer=integer)
     add_signature(exported.folder)
     if as_json:
         print_json(exported)

@@ -79,6 +79,7 @@ def export_candidate(
     tolerance: float = 0.005,
     agreement: float = 0.99,
     thresholds: Sequence[str] = (),
+    integer: bool = False,
 ) -> Exported:
     """Write ``picks/<id>`` in the run folder, and verify it on the test split.
 
@@ -92,6 +93,7 @@ def export_candidate(
         agreement: Smallest share of equal predictions.
         thresholds: Thresholds of heads of two classes: ``auto`` or a number, or ``HEAD=auto`` and ``HEAD=0.3``; a head
             that is not named has the threshold of the run.
+        integer: Whether every layer that can run on integer kernels does, also where floating point is faster here.
 
     Raises:
         UsageError: The run has no such candidate, its training is not complete, or a threshold cannot be used.
@@ -113,10 +115,10 @@ def export_candidate(
             return Exported(folder, verification, sentences)
 
         try:
-            return write(exact=False)
+            return write(exact=integer)
         except VerificationError as error:
             # Layers in floating point round less than the searched model. Where that changes too much, none is used.
-            if not candidate.deployable.target.precisions.restricts:
+            if integer or not candidate.deployable.target.precisions.restricts:
                 raise
             logger.info("%s: exports integer layers only: %s", identity, error)
             return write(exact=True)

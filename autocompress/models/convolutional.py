@@ -131,13 +131,13 @@ class StageConfig(Settings):
         """Return the first layers, ``[B, channels, *S] -> [B, width, *S / stem_stride]``."""
         return nn.Sequential(*self.layers(channels, self.width, self.stem_stride), nn.ReLU())
 
-    def make_stages(self) -> nn.Sequential:
-        """Return the stages, ``[B, width, *S] -> [B, widths[-1], *S / 2**(stages - 1)]``."""
+    def make_stages(self, first_stride: int = 1) -> nn.Sequential:
+        """Return the stages, ``[B, width, *S] -> [B, widths[-1], *S / (first_stride * 2**(stages - 1))]``."""
         block = BLOCKS[self.block]
         stages = nn.Sequential()
-        # The stem has the width of the first stage already; every later stage halves the size in its first block.
+        # The stem has the width of the first stage already; later stages halve the size in their first block.
         for stage, (before, width) in enumerate(zip([self.width, *self.widths], self.widths, strict=False)):
-            blocks = [block(before, width, 1 if stage == 0 else 2, self)]
+            blocks = [block(before, width, first_stride if stage == 0 else 2, self)]
             blocks += [block(width, width, 1, self) for _ in range(self.depth - 1)]
             stages.append(nn.Sequential(*blocks))
         return stages
@@ -147,6 +147,8 @@ class StageConfig(Settings):
 class ConvConfig(StageConfig, HeadConfig):
     """Hyperparameters of networks whose heads read the average over all positions."""
 
+    first_stride: int = knob(1, Choice((1, 2)), "2 halves the size in the first stage, too")
+
 
 class CNN(nn.Module):
     """A convolutional network, ``[B, C, *S] -> [B, classes]``, or ``{head: [B, classes]}`` with several heads."""
@@ -154,7 +156,7 @@ class CNN(nn.Module):
     def __init__(self, config: ConvConfig, channels: int, heads: Mapping[str, int]) -> None:
         super().__init__()
         self.stem = config.make_stem(channels)
-        self.stages = config.make_stages()
+        self.stages = config.make_stages(config.first_stride)
         # Averaging over all positions lets one network take inputs of any size.
         self.pool = _LAYERS[config.axes][2](1)
         self.heads = make_heads(config, config.widths[-1], heads)

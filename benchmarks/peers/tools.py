@@ -29,7 +29,8 @@ def run_autocompress(problem: Problem) -> Iterator[MadeModel]:
     import autocompress
 
     with tempfile.TemporaryDirectory() as folder:
-        spec = [f"search.minutes={problem.seconds / 60}", f"search.seed={problem.seed}", f"split_seed={problem.seed}"]
+        spec = [f"search.minutes={problem.seconds / 60}", "search.trials=100_000"]
+        spec += [f"search.seed={problem.seed}", f"split_seed={problem.seed}"]
         front = autocompress.search(problem.space, overrides=spec, runs=folder, name="run")
         table = front.candidates[front.candidates["complete"]]
         chosen: dict[str, None] = {}
@@ -38,8 +39,10 @@ def run_autocompress(problem: Problem) -> Iterator[MadeModel]:
             best = ordered["accuracy"].cummax().shift(fill_value=-1.0)
             chosen |= dict.fromkeys(ordered["id"][ordered["accuracy"] > best])
         for identity in chosen:
-            file = front.export(identity, verify=False) / "model.onnx"
-            yield MadeModel(str(identity), file.read_bytes())
+            # The fastest graph here, and the one with all quantized layers in integers.
+            for integer in (False, True):
+                file = front.export(identity, verify=False, integer=integer) / "model.onnx"
+                yield MadeModel(f"{identity} integer" if integer else str(identity), file.read_bytes())
 
 
 def run_torch_pruning(problem: Problem) -> Iterator[MadeModel]:

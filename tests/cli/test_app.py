@@ -250,7 +250,7 @@ def test_export_verifies_and_bench_times_the_files(run, small_run: Path) -> None
     assert done.code == 0, done.err
     assert "verified on the test split: label: accuracy" in done.out
     (folder,) = (small_run / "picks").iterdir()
-    row = json.loads(run("export", str(small_run), "--json").out)
+    row = json.loads(run("export", str(small_run), "--json", "--integer").out)
     assert row["folder"] == str(folder)
     assert row["verification"]["agreement"]["label"] >= 0.99
     timed = run("bench", str(folder), "--seconds", "0.05", "--batch", "4")

@@ -122,6 +122,15 @@ def write_run(
     return folder
 
 
+@pytest.mark.parametrize("integer", [False, True])
+def test_the_fastest_graph_is_exported_unless_integers_are_asked_for(
+    tmp_path: Path, pipeline: StoredPipeline, deployables: list[tuple[Deployable, Mapping[str, object]]], integer: bool
+) -> None:
+    export_candidate(write_run(tmp_path / "rows"), "t0c0", verify=False, integer=integer)
+    ((deployable, _),) = deployables
+    assert deployable.exact is integer
+
+
 def test_the_artifact_of_a_candidate_holds_its_model_and_its_recipe(
     tmp_path: Path, pipeline: StoredPipeline, deployables: list[tuple[Deployable, Mapping[str, object]]]
 ) -> None:

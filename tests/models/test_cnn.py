@@ -50,6 +50,7 @@ class TestShapes:
         kernel=st.sampled_from([3, 5, 7]),
         block=st.sampled_from(sorted(BLOCKS)),
         stem_stride=st.sampled_from([1, 2]),
+        first_stride=st.sampled_from([1, 2]),
         expansion=st.integers(1, 8),
         side=st.integers(1, 12),
     )

@@ -76,6 +76,7 @@ class TestShapes:
         kernel=st.sampled_from([3, 5, 7, 9]),
         block=st.sampled_from(sorted(BLOCKS)),
         stem_stride=st.sampled_from([1, 2, 4]),
+        first_stride=st.sampled_from([1, 2]),
         length=st.integers(1, 50),
     )
     def test_any_knobs_fit_any_signal(self, length, **knobs):

@@ -61,6 +61,12 @@ def test_plain_and_separable_blocks_end_in_a_rectifier() -> None:
         assert outputs.min() >= 0
 
 
+@pytest.mark.parametrize("first_stride", [1, 2])
+def test_the_first_stage_halves_the_size_where_it_is_asked_to(first_stride: int) -> None:
+    net = CNN(WindowConfig(width=4, depth=2, stages=2, first_stride=first_stride), 1, {"label": 3}).eval()
+    assert net.stages(net.stem(torch.zeros(2, 1, 8, 8))).shape == (2, 8, 4 // first_stride, 4 // first_stride)
+
+
 def test_the_network_averages_over_positions_before_its_heads() -> None:
     torch.manual_seed(0)
     net = CNN(WindowConfig(width=4, depth=1, stages=2), 1, {"label": 3}).eval()
