@@ -1,7 +1,5 @@
 """The benchmark of other tools: costs of an ONNX file, comparison at equal cost, rows of tools that fail."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -57,8 +55,20 @@ def write_something() -> int:
 def test_the_best_file_by_validation_among_those_no_more_expensive_is_compared() -> None:
     ours = [make_model(0.8, 0.75, 10), make_model(0.9, 0.85, 20), make_model(0.99, 0.99, 40)]
     theirs = [make_model(0.9, 0.8, 30), make_model(0.7, 0.7, 10)]
-    assert math.isclose(compare_at_cost(ours, theirs, "bytes"), (0.05 + 0.05) / 2)
-    assert math.isnan(compare_at_cost(ours, [make_model(0.9, 0.9, 5)], "bytes"))
+    assert compare_at_cost(ours, theirs, "bytes") == pytest.approx([0.05, 0.05])
+    assert compare_at_cost(ours, [make_model(0.9, 0.9, 5)], "bytes") == []
+
+
+def test_files_that_no_file_of_ours_matches_in_cost_are_counted() -> None:
+    common = {"space": "digits", "seed": 0, "budget": 60.0, "seconds": 50.0, "error": ""}
+    rows = [
+        {**common, "tool": "autocompress", "models": [make_model(0.9, 0.9, 10)]},
+        {**common, "tool": "FastNAS", "models": [make_model(0.9, 0.8, 20), make_model(0.9, 0.9, 5)]},
+    ]
+    (line,) = [
+        line for line in format_page(rows, "Title.\n\nWhat is measured.").splitlines() if line.startswith("| FastNAS")
+    ]
+    assert line.count("| +10.0 ± 0.0, 1 of 2 not ") == 3
 
 
 def test_lines_of_code_leave_out_docstrings_and_blank_lines() -> None:

@@ -1,7 +1,6 @@
 """The page of the peers: what each tool made, and the differences at matched costs."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,8 +36,8 @@ def count_lines(parts: Sequence[Callable[..., Any] | type]) -> int:
     return total
 
 
-def compare_at_cost(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], cost: str) -> float:
-    """Return the mean difference of test accuracy over the other tool's files; NaN if no file of ours is as cheap.
+def compare_at_cost(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], cost: str) -> list[float]:
+    """Return the difference of test accuracy for each file of the other tool than which a file of ours costs no more.
 
     Args:
         ours: Files of autocompress of one seed.
@@ -52,7 +51,7 @@ def compare_at_cost(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[
             # Chosen on the validation splits, and compared on the test split.
             best = max(eligible, key=lambda own: own["val"])
             differences.append(best["test"] - model["test"])
-    return sum(differences) / len(differences) if differences else math.nan
+    return differences
 
 
 def format_page(rows: Sequence[Mapping[str, Any]], document: str | None) -> str:
@@ -77,7 +76,10 @@ def format_page(rows: Sequence[Mapping[str, Any]], document: str | None) -> str:
         by_tool = {tool: [row for row in own if row["tool"] == tool] for tool in dict.fromkeys(r["tool"] for r in own)}
         lines += [_format_tool(tool, group, by_tool.get(OURS, [])) for tool, group in by_tool.items()]
         lines.append("")
-    lines.append("`*` marks a difference beyond two standard errors over the seeds.")
+    lines.append(
+        "`*` marks a difference beyond two standard errors over the seeds. *Not*: files that cost less than each "
+        "file of autocompress, over all seeds."
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -94,7 +96,10 @@ def _format_tool(tool: str, rows: Sequence[Mapping[str, Any]], ours: Sequence[Ma
     own = {row["seed"]: row["models"] for row in ours}
     for cost in COSTS:
         values = [compare_at_cost(own.get(row["seed"], []), row["models"], cost) for row in rows]
-        cells.append("" if tool == OURS else _format_mean([v for v in values if not math.isnan(v)], 100, "{:+.1f}"))
+        means = [sum(differences) / len(differences) for differences in values if differences]
+        cells.append("" if tool == OURS else _format_mean(means, 100, "{:+.1f}"))
+        if unmatched := sum(files) - sum(map(len, values)):
+            cells[-1] += f", {unmatched} of {sum(files)} not" if tool != OURS else ""
     errors = dict.fromkeys(row["error"] for row in rows if row["error"])
     return f"| {' | '.join([*cells, '; '.join(errors).replace('|', '/')])} |"
 
