@@ -109,4 +109,5 @@ def _format_mean(values: Sequence[float], factor: float, form: str) -> str:
         return "-"
     mean, error = mean_and_error([factor * value for value in values])
     mark = " *" if form.startswith("{:+") and len(values) > 1 and abs(mean) > 2 * error else ""
-    return f"{form.format(mean)} ± {error:.1f}{mark}"
+    # One seed has no spread.
+    return f"{form.format(mean)} ± {error:.1f}{mark}" if len(values) > 1 else form.format(mean)
