@@ -81,7 +81,7 @@ PAGE = "report.html"
 #: Scripts of the page, in the order in which they need each other.
 SCRIPTS = ("formatting.js", "query.js", "selection.js", "drawing.js", "limits.js", "live.js", "page.js")
 #: Rows that the table shows at once; a script shows others after sorting or filtering.
-ROWS = 200
+ROWS = 100
 #: Maximum number of candidate cards.
 CARDS = 60
 _FALLBACK = (

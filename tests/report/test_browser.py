@@ -19,7 +19,7 @@ from autocompress.core.run_info import RunInfo
 from autocompress.errors import AutocompressError
 from autocompress.report import page as page_module
 from autocompress.report.live import ENDED, LiveServer
-from autocompress.report.page import render_page, write_page
+from autocompress.report.page import ROWS, render_page, write_page
 from tests.report.factory import HOSTILE, Run, make_run
 
 CHROMIUM = shutil.which("chromium")
@@ -37,6 +37,11 @@ def path(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def small_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(make_run(6, 4), tmp_path_factory.mktemp("small"))
+
+
+def describe_rows(run: Run) -> str:
+    """Return the status line of a table that is not filtered."""
+    return f"{len(run.candidates)} candidates; the table shows the first {ROWS}, the front first."
 
 
 def written(run: Run, folder: Path) -> Path:
@@ -171,7 +176,7 @@ def test_limits_select_anew_and_filter_plot_and_table(opened: Opened, run: Run) 
     limit(tab, "cost", 1)
     assert typed.input_value() == "bytes <= 3KB"
     tab.locator("#no-limits").click()
-    expect(summary).to_have_text(f"{len(run.candidates)} candidates.")
+    expect(summary).to_have_text(describe_rows(run))
     assert not pane.is_visible()
     assert opened.drawn() == whole
 
@@ -213,7 +218,7 @@ def test_limits_and_filters_that_cannot_hold_say_why(opened: Opened, run: Run) -
     assert note.locator("mark").inner_text() == "acuracy"
     box.fill("")
     expect(note).to_be_empty()
-    expect(summary).to_have_text(f"{len(run.candidates)} candidates.")
+    expect(summary).to_have_text(describe_rows(run))
 
 
 @pytest.mark.slow
@@ -366,7 +371,7 @@ def test_every_candidate_has_a_card_and_two_are_compared(opened: Opened, run: Ru
           Plotly.restyle(plot, { [`dimensions[${last}].constraintrange`]: null }, [0]);
         }"""
     )
-    expect(status).to_have_text(f"{len(run.candidates)} candidates.")
+    expect(status).to_have_text(describe_rows(run))
     for figure in ("curves-loss", "slice-0", "coordinates"):
         assert opened.count(f"#{figure} .main-svg") > 0
     other = next(name for name in run.candidates["id"] if name not in set(front["id"]))
