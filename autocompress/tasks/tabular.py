@@ -120,7 +120,8 @@ class Tabular(Supervised):
         excluded = [*_list_names(exclude), *([key.name] if key.name else [])]
         self._columns = choose_columns(paths["train"], tables["train"], target, _list_names(categorical), excluded)
         head_name = make_head_name(target)
-        self._head, names = _read_head(paths["train"], tables["train"][target], kind, len(FRACTIONS) + 1 - bool(test))
+        minimum = len(FRACTIONS) + 1 - bool(test)
+        self._head, names = _read_head(paths["train"], tables["train"][target], kind, minimum, notices)
         self.heads: Mapping[str, int] = {head_name: self._head}
         self.labels: Mapping[str, Sequence[str]] = {head_name: names} if names else {}
         self.metrics = metrics_of([self._head])
@@ -369,7 +370,9 @@ def _read_rows(path: Path, target: str, notices: list[str]) -> pd.DataFrame:
     return distinct
 
 
-def _read_head(path: Path, values: "pd.Series[Any]", kind: str, minimum: int) -> tuple[Head, list[str]]:
+def _read_head(
+    path: Path, values: "pd.Series[Any]", kind: str, minimum: int, notices: Sequence[str]
+) -> tuple[Head, list[str]]:
     """Return the head that predicts a column, and the names of its classes; none for numbers."""
     is_number = is_number_column(values)
     if kind == "regression" and not is_number:
@@ -388,10 +391,12 @@ def _read_head(path: Path, values: "pd.Series[Any]", kind: str, minimum: int) ->
         raise UsageError(f"{path}: column '{values.name}' has the single class '{next(iter(counts))}'")
     rarest = min(counts, key=lambda name: (counts[name], name))
     if counts[rarest] < minimum:
+        # Rows that were left out explain a count that is not that of the file.
+        left_out = f" ({'; '.join(notices)})" if notices else ""
         raise UsageError(
             f"{path}: class '{rarest}' of column '{values.name}' occurs in {counts[rarest]} of {len(values):,} usable "
-            f"rows (without gaps and repeats); {minimum} disjoint splits need at least one each, so join it with "
-            "another class, leave it out, or set task.tabular.kind=regression"
+            f"rows{left_out}; {minimum} disjoint splits need at least one each, so join it with another class, leave "
+            "it out, or set task.tabular.kind=regression"
         )
     names = sort_classes(counts)
     return Head(len(names)), names

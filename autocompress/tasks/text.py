@@ -480,10 +480,11 @@ def list_class_names(texts: Texts, column: str, minimum: int) -> list[str]:
         )
     rarest = min(counts, key=lambda name: (counts[name], name))
     if counts[rarest] < minimum:
+        repeats = texts.labels[column].count(rarest) - counts[rarest]
         raise UsageError(
             f"{texts.path}: class '{rarest}' of column '{column}' occurs in {counts[rarest]} of {counts.total():,} "
-            f"usable rows (without gaps and repeats); {minimum} disjoint splits need at least one each, so join it "
-            "with another class or leave it out"
+            f"distinct texts{f' ({repeats:,} more repeat an earlier one)' if repeats else ''}; {minimum} disjoint "
+            "splits need at least one each, so join it with another class or leave it out"
         )
     return sort_classes(counts)
 

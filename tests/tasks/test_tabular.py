@@ -182,6 +182,11 @@ def test_a_test_file_is_the_test_split(tmp_path: Path) -> None:
         (frame(target="dear"), {}, "has the single class 'dear'"),
         (frame(target=5.5), {}, "has the single value 5.5"),
         (frame(target=[*["a"] * 118, "b", "b"]), {}, "class 'b' of column 'target' occurs in 2 of "),
+        (
+            frame(target=[*["a"] * 119, "b"]).iloc[[*range(N), N - 1, N - 1, N - 1]],
+            {},
+            r"'b' of column 'target' occurs in 1 of 120 usable rows \(.*: 3 rows that repeat an earlier one",
+        ),
         (frame(size=[np.inf, *range(N - 1)]), {}, "column 'size' is infinite in row 0"),
         (frame().head(0), {}, "has no rows below its header"),
         (frame(target=None), {}, "has no row with a value of 'target'"),
