@@ -165,11 +165,11 @@ class TestText:
             ([f"word{n},same" for n in range(30)], r"a\.csv: column 'label' has a single class, 'same'"),
             (
                 [*reviews(), "x y,odd", "x z,odd"],
-                r"class 'odd' of column 'label' occurs in 2 of 32 distinct texts; 5",
+                r"class 'odd' of column 'label' occurs in 2 of 62 distinct texts; 5",
             ),
             (
                 [*reviews(), *["x,odd"] * 9],
-                r"'odd' of column 'label' occurs in 1 of 31 distinct texts \(8 more",
+                r"'odd' of column 'label' occurs in 1 of 61 distinct texts \(8 more",
             ),
             ([f"word{n},{n}.7" for n in range(30)], r"column 'label' contains 30 distinct real numbers"),
         ],
