@@ -6,13 +6,13 @@ are replaced, deleted, nested or repeated, bytes are flipped, and files become l
 Checksums and seals are renewed, as someone who means harm would. Each changed input is read by every function that
 reads such inputs. Counted are programs that were started and objects that were unpickled (by an audit hook), writes
 outside of the folder, exceptions that are no message of autocompress, seconds and processor time of the longest case,
-and the peak memory of the process.
+and the peak memory of the process while it reads, libraries included.
 """
 
 import argparse
+import ctypes
 import json
 import os
-import resource
 import shutil
 import sqlite3
 import sys
@@ -37,6 +37,8 @@ from benchmarks.common import describe_benchmark
 BLOCK = 250
 #: Entries of a list that is repeated.
 LONGEST = 20_000
+#: Bytes of a JSON text that is changed further.
+LARGEST_CHANGED = 2**20
 #: Stands for nesting that is too deep for `json.dumps`.
 DEEP = "@deep@"
 HOSTILE: tuple[Any, ...] = (
@@ -95,7 +97,7 @@ class FuzzResult:
         longest: Seconds of the longest case.
         processor: Seconds of processor time of the most expensive case; on a busy machine, a case mostly waits.
         costliest: Changes of the most expensive case, which make it again from the same base.
-        peak: Peak memory of the process in bytes.
+        peak: Peak memory of the process in bytes while it read a case; making a case is not counted.
     """
 
     kind: str
@@ -200,6 +202,15 @@ def _list_places(node: Any) -> Iterator[tuple[Any, Any]]:
 def dump_json(document: Any) -> bytes:
     """Return JSON text, with nesting of a hundred thousand levels where a value asks for it."""
     return json.dumps(document).replace(json.dumps(DEEP), "[" * 100_000).encode()
+
+
+def change_text(content: bytes, change: Change) -> bytes:
+    """Return JSON text with a change; an earlier one may have made it large, or no JSON any more."""
+    # To change a large document again takes more memory and time than any reader of it.
+    if len(content) <= LARGEST_CHANGED:
+        with suppress(ValueError, RecursionError):
+            return dump_json(change_json(json.loads(content), change))
+    return content
 
 
 def flip_bytes(content: bytes, change: Change) -> bytes:
@@ -396,8 +407,7 @@ def change_pipelines(base: Path, folder: Path, changes: Sequence[Change]) -> Non
     bases = sorted(base.iterdir())
     files = read_files(bases[changes[0][0] % len(bases)], required=())
     for change in changes:
-        with suppress(ValueError, RecursionError):
-            files["preprocess.json"] = dump_json(change_json(json.loads(files["preprocess.json"]), change))
+        files["preprocess.json"] = change_text(files["preprocess.json"], change)
     model = onnx.load_from_string(files["model.onnx"])
     helper.set_model_props(model, {METADATA: files["preprocess.json"].decode()})
     write_files(folder, {**files, "model.onnx": model.SerializeToString()}, lambda written: None)
@@ -447,12 +457,7 @@ def _change_files(base: Path, folder: Path, changes: Sequence[Change], names: Se
     files, kinds = read_files(base, required=()), []
     for change in changes:
         name = names[change[0] % len(names)]
-        if name.endswith(".json"):
-            # A second change may meet a text that is no JSON any more.
-            with suppress(ValueError, RecursionError):
-                files[name] = dump_json(change_json(json.loads(files[name]), change))
-        else:
-            files[name] = flip_bytes(files[name], change)
+        files[name] = (change_text if name.endswith(".json") else flip_bytes)(files[name], change)
         if change[0] % 7 == 0:
             kinds.append((name if change[1] % 4 else MANIFEST, change))
     write_files(folder, files, lambda written: None)
@@ -504,7 +509,7 @@ def change_store(base: Path, folder: Path, changes: Sequence[Change]) -> None:
     shutil.copytree(base, folder)
     for at, name in enumerate(RUN_FILES):
         if changes[0][3] % (4 * len(RUN_FILES)) == at:
-            content = dump_json(change_json(json.loads((folder / name).read_bytes()), changes[0]))
+            content = change_text((folder / name).read_bytes(), changes[0])
             (folder / name).write_bytes(flip_bytes(content, changes[0]) if changes[0][1] % 5 == 0 else content)
     connection = open_database(folder / DATABASE)
     tables = (
@@ -645,6 +650,7 @@ def fuzz(
         shutil.rmtree(folder, ignore_errors=True)
         change(base, folder, changes)
         result.cases += 1
+        reset_peak_memory()
         started, processor, refusals = time.perf_counter(), time.process_time(), 0
         for call in read(folder):
             try:
@@ -656,14 +662,26 @@ def fuzz(
                 result.tracebacks[_describe_error(error)] += 1
         result.refused += bool(refusals)
         result.longest = max(result.longest, time.perf_counter() - started)
+        result.peak = max(result.peak, read_peak_memory())
         if (spent := time.process_time() - processor) > result.processor:
             result.processor, result.costliest = spent, changes
         if canary.read_text() != "a file of the user" or len(list(canary.parent.iterdir())) != 1:
             result.outside.append(f"{canary}: {changes}")
 
     run_case()
-    result.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return result
+
+
+def reset_peak_memory() -> None:
+    """Give freed memory back to the system, and let the peak memory of this process be what it uses now."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def read_peak_memory() -> int:
+    """Return the peak memory of this process in bytes since :func:`reset_peak_memory`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 
 def _describe_error(error: Exception) -> str:

@@ -4,9 +4,11 @@ import hashlib
 import io
 import os
 import shutil
+import sqlite3
 import tempfile
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,27 @@ def private_cache() -> None:
     # Shared by the runner's workers, so that one of them trains the teacher and the others wait for it.
     user = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
     os.environ["AUTOCOMPRESS_CACHE"] = str(Path(tempfile.gettempdir()) / f"autocompress-tests-{user}")
+
+
+@pytest.fixture
+def open_connections(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Identities of the SQLite connections that were opened in the test and not closed yet."""
+    opened = set[int]()
+
+    class Connection(sqlite3.Connection):
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            opened.add(id(self))
+
+        def close(self) -> None:
+            super().close()
+            opened.discard(id(self))
+
+    connect = partial(sqlite3.connect, factory=Connection)
+    # SQLAlchemy takes the function from another module than this package.
+    for name in ("sqlite3.connect", "sqlite3.dbapi2.connect"):
+        monkeypatch.setattr(name, connect)
+    return opened
 
 
 class ContentPickler(cloudpickle.Pickler):

@@ -39,6 +39,8 @@ EXIT_TIMEOUT = 5.0
 
 READY = "ready"
 PRELOAD = "autocompress.backends.preload"
+#: Environment variable that tells a fork server the process id of its driver.
+DRIVER = "AUTOCOMPRESS_DRIVER"
 PROCESS_NAME = "autocompress worker"
 #: Pipe, memory limit in bytes, environment variables, logging level and module to import of a worker.
 WorkerArguments: TypeAlias = tuple[Connection, int | None, Mapping[str, str], int, str]
@@ -122,7 +124,11 @@ def _fork_worker(arguments: WorkerArguments) -> multiprocessing.process.BaseProc
     # Without effect if the caller's program has started a fork server already: workers then import for themselves.
     context.set_forkserver_preload([PRELOAD])
     process = context.Process(target=_run_worker, args=arguments, name=PROCESS_NAME)
-    process.start()
+    os.environ[DRIVER] = str(os.getpid())
+    try:
+        process.start()
+    finally:
+        os.environ.pop(DRIVER, None)
     return process
 
 

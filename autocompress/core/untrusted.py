@@ -19,8 +19,13 @@ from autocompress.errors import RunFolderError, UsageError
 
 LARGEST_NAME = 128
 LARGEST_JSON = 2**26
+# Lists and mappings of a JSON text take about a hundred bytes each, other values about sixty, though two characters may
+# write one: 64 MiB of them would take gigabytes.
+LARGEST_CONTAINERS, LARGEST_VALUES = 2**20, 2**22
 # What records raise that are read from JSON of another form.
 CONTENT_ERRORS = (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
+# Bytes of the header of a safetensors file: some fifty thousand tensors.
+LARGEST_HEADER = 2**23
 T = TypeVar("T")
 # No separator, no leading dot or dash: neither another folder, nor a hidden file, nor an option of a command.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -126,6 +131,38 @@ def read_regular_file(path: Path, limit: int | None = None, *, follows_links: bo
     return content
 
 
+def check_json_size(content: bytes | str) -> None:
+    """Check that a JSON text has at most about a million lists and mappings, and four million values.
+
+    Commas and brackets in strings count as well.
+
+    Raises:
+        ValueError: It has more.
+
+    Example:
+        >>> check_json_size("[" + "[]," * 2**20 + "[]]")
+        Traceback (most recent call last):
+        ValueError: more than 1,048,576 lists and mappings
+    """
+    if len(content) <= LARGEST_CONTAINERS:
+        return
+    content = content.encode() if isinstance(content, str) else content
+    if content.count(b"[") + content.count(b"{") > LARGEST_CONTAINERS:
+        raise ValueError(f"more than {LARGEST_CONTAINERS:,} lists and mappings")
+    if content.count(b",") > LARGEST_VALUES:
+        raise ValueError(f"more than {LARGEST_VALUES:,} values")
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Return the value of a JSON text from elsewhere.
+
+    Raises:
+        ValueError: It is no JSON, or has too many values.
+    """
+    check_json_size(content)
+    return from_json(content)
+
+
 def read_json_file(path: Path, convert: Callable[[Any], T]) -> T:
     """Return what a function makes of a JSON file of a run folder.
 
@@ -137,7 +174,7 @@ def read_json_file(path: Path, convert: Callable[[Any], T]) -> T:
         RunFolderError: The file cannot be read, or the function fails on its content.
     """
     try:
-        return convert(from_json(read_regular_file(path, LARGEST_JSON)))
+        return convert(parse_json(read_regular_file(path, LARGEST_JSON)))
     except OSError as error:
         raise RunFolderError(f"{path} cannot be read ({error.strerror}); remove it") from error
     except (*CONTENT_ERRORS, UsageError) as error:
@@ -145,13 +182,32 @@ def read_json_file(path: Path, convert: Callable[[Any], T]) -> T:
         raise RunFolderError(f"{path} is damaged ({type(error).__name__}: {reason}); remove it") from error
 
 
+def check_tensor_header(content: bytes) -> None:
+    """Check the size of the header of a safetensors file, which names each tensor.
+
+    A tensor without elements takes some fifty bytes in the file, and about a kilobyte in memory.
+
+    Args:
+        content: Content of the file, or its first eight bytes.
+
+    Raises:
+        ValueError: It is too large.
+    """
+    size = int.from_bytes(content[:8], "little")
+    if size > LARGEST_HEADER:
+        raise ValueError(f"a header of {size:,} bytes; at most {LARGEST_HEADER:,} are read")
+
+
 def check_data_file(path: Path | str) -> None:
     """Check that a file of data, which may be a link, can be given to a library that reads it.
 
     Raises:
         OSError: The file cannot be read, is not regular, or consists mostly of holes.
+        ValueError: It is a safetensors file with too large a header.
     """
-    _open_regular_file(Path(path), follows_links=True).close()
+    with _open_regular_file(Path(path), follows_links=True) as file:
+        if Path(path).suffix == ".safetensors":
+            check_tensor_header(file.read(8))
 
 
 def _open_regular_file(path: Path, follows_links: bool) -> BinaryIO:
@@ -188,7 +244,7 @@ def is_newer(content: bytes, newest: int) -> bool:
         (True, False, False)
     """
     try:
-        record = from_json(content)
+        record = parse_json(content)
     except ValueError:
         return False
     version = record.get("format") if isinstance(record, dict) else None

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autocompress.core.atomic import compute_sha256, create_temporary_folder, storage_errors, sync_folder
-from autocompress.core.untrusted import is_newer, read_regular_file
+from autocompress.core.untrusted import check_json_size, check_tensor_header, is_newer, read_regular_file
 from autocompress.errors import ArtifactError
 from autocompress.export.signing import SIGNATURE, check_signature
 
@@ -118,8 +118,24 @@ def read_files(folder: Path, required: Sequence[str] = REQUIRED, *, key: Path | 
             raise ArtifactError(f"{path} cannot be read ({error.strerror}); export it again") from error
         if compute_sha256(content) != entry.sha256:
             raise ArtifactError(f"{path} was changed: its SHA-256 is not the manifest's; export it again")
+        try:
+            _check_form(name, content)
+        except ValueError as error:
+            raise ArtifactError(f"{path} cannot be read: it has {error}") from error
         files[name] = content
     return files
+
+
+def _check_form(name: str, content: bytes) -> None:
+    """Check that a file takes no more memory than its size explains.
+
+    Raises:
+        ValueError: It would take far more.
+    """
+    if name.endswith(".json"):
+        check_json_size(content)
+    elif name.endswith(".safetensors"):
+        check_tensor_header(content)
 
 
 def _build_manifest(files: Mapping[str, bytes]) -> bytes:

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
-from pydantic_core import from_json
 
 from autocompress.analysis.pareto import primary_objectives
 from autocompress.core.atomic import compute_sha256
 from autocompress.core.records import Candidate
 from autocompress.core.run_info import RunInfo
-from autocompress.core.untrusted import join_inside
+from autocompress.core.untrusted import join_inside, parse_json
 from autocompress.errors import ArtifactError
 from autocompress.export.folder import MANIFEST, read_files
 from autocompress.store.run_store import RunStore
@@ -49,7 +48,7 @@ def read_origin(content: bytes) -> Mapping[str, JsonValue]:
         ArtifactError: It is no JSON.
     """
     try:
-        record = from_json(content)
+        record = parse_json(content)
     except ValueError as error:
         raise ArtifactError(f"preprocess.json cannot be read ({error}); export it again") from error
     origin = record.get("origin") if isinstance(record, dict) else None

@@ -27,6 +27,7 @@ from autocompress.core.preprocessing import (
     dump_input,
     load_input,
 )
+from autocompress.core.untrusted import check_json_size
 from autocompress.errors import ArtifactError, UsageError
 from autocompress.export.card import input_names
 from autocompress.export.pipeline import FORMAT, METADATA
@@ -144,6 +145,7 @@ def read_preprocessing(content: bytes, tokenizer: bytes = b"") -> Preprocessing:
         ArtifactError: It cannot be read.
     """
     try:
+        check_json_size(content)
         entries = [load_input(entry) for entry in json.loads(content)["inputs"]]
         text = tokenizer.decode()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:

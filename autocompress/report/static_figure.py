@@ -2,6 +2,7 @@
 
 import html
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class Frame:
         ]
         low, high = (min(seen), max(seen)) if seen else (1.0, 10.0)
         # The factor leaves a margin on the logarithmic axis, so that no point lies on the edge.
-        return cls(size, margins, (low / 1.4, high * 1.4), data.window)
+        return cls(size, margins, (low / 1.4, min(high * 1.4, sys.float_info.max)), data.window)
 
     def x(self, cost: float) -> float:
         """Return the pixel of a cost."""
@@ -222,17 +223,14 @@ def _log_ticks(low: float, high: float) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     # Over more than three decades, one tick per decade is enough.
     shares = (1,) if last - first > 3 else (1, 2, 5)
-    return [
-        share * 10.0**power
-        for power in range(first, last + 1)
-        for share in shares
-        if low <= share * 10.0**power <= high
-    ]
+    # Unlike a power, a text of a number that no float can hold is read as infinity.
+    ticks = [share * float(f"1e{power}") for power in range(first, last + 1) for share in shares]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def _linear_ticks(low: float, high: float, share: bool) -> list[float]:
     # About five ticks at multiples of 1, 2 or 5 times a power of ten.
-    raw = (high - low) / 5
+    raw = high / 5 - low / 5
     power = 10.0 ** math.floor(math.log10(raw))
     # Percentages have one decimal: finer steps would repeat a label.
     step = max(next(size * power for size in (1, 2, 5, 10) if size * power >= raw), 0.001 if share else 0.0)

@@ -11,9 +11,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from pydantic_core import from_json
-
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.untrusted import parse_json
 
 #: JSON form of a section of a config: ``{name: {setting: value}}``.
 Section: TypeAlias = Mapping[str, Any]
@@ -113,7 +112,7 @@ class PartTable:
             KeyError: There is no such part.
             ValueError: The configs of a read take far more memory than the file.
         """
-        data: dict[str, Any] = from_json(text)
+        data: dict[str, Any] = parse_json(text)
         return {**data, **{name: self.expand_section(data[name]) for name in SECTIONS}}
 
     def expand_section(self, value: int | Section | None) -> Section | None:
@@ -142,7 +141,7 @@ class PartTable:
         row = self._connection.execute("SELECT part FROM ac_parts WHERE number = ?", (number,)).fetchone()
         if row is None:
             raise KeyError(f"part {number}")
-        self._sections[number] = len(row[0]), from_json(row[0])
+        self._sections[number] = len(row[0]), parse_json(row[0])
         return self._sections[number]
 
 

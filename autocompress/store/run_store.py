@@ -20,12 +20,18 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 from pydantic import JsonValue
-from pydantic_core import from_json
 
 from autocompress.core.atomic import storage_errors, sync_folder, write_atomic
 from autocompress.core.records import Candidate, Job, Segment, State, TrialResult
 from autocompress.core.run_info import RunInfo
-from autocompress.core.untrusted import check_name, escape_controls, join_inside, read_regular_file, show_value
+from autocompress.core.untrusted import (
+    check_name,
+    escape_controls,
+    join_inside,
+    parse_json,
+    read_regular_file,
+    show_value,
+)
 from autocompress.errors import RunFolderError, SearchFailedError, StorageError, UsageError
 from autocompress.store.parts import PartTable, dump_compact
 from autocompress.store.schema import (
@@ -82,18 +88,19 @@ class RunStore:
     def __init__(
         self,
         folder: Path,
-        connection: sqlite3.Connection,
+        database: Path,
         lock: "FileLock | None",
         copy: "tempfile.TemporaryDirectory[str] | None" = None,
     ) -> None:
         self.folder = folder
-        self._connection = connection
         self._lock = lock
         self._notes: list[str] = []
-        self._parts = PartTable(connection)
         self._copy = copy
         # SQLite goes on writing to a file that was deleted, so a writer compares the file at its path.
         self._file = None if lock is None else os.stat(folder / DATABASE)
+        # Last, because nothing closes the connection of a store whose construction fails.
+        self._connection = open_database(database)
+        self._parts = PartTable(self._connection)
 
     @classmethod
     def create(cls, folder: Path, info: RunInfo) -> "RunStore":
@@ -106,7 +113,7 @@ class RunStore:
                 raise existing_run_error(folder)
             with storage_errors(folder):
                 cls._write_new_database(folder, replace(info, format=FORMAT))
-            store = cls(folder, open_database(folder / DATABASE), lock)
+            store = cls(folder, folder / DATABASE, lock)
         except BaseException:
             lock.release()
             raise
@@ -119,7 +126,7 @@ class RunStore:
         draft = folder / f"{DATABASE}.new"
         for suffix in DATABASE_SUFFIXES:
             draft.with_name(draft.name + suffix).unlink(missing_ok=True)
-        with cls(folder, open_database(draft), None) as store:
+        with cls(folder, draft, None) as store:
             store._create_tables()
             store.update_run_info(info)
         os.replace(draft, folder / DATABASE)
@@ -131,7 +138,7 @@ class RunStore:
         require_run(folder)
         lock = acquire_lock(folder)
         try:
-            store = cls(folder, open_database(folder / DATABASE), lock)
+            store = cls(folder, folder / DATABASE, lock)
         except BaseException:
             lock.release()
             raise
@@ -150,15 +157,19 @@ class RunStore:
         """Open an existing run for reading, also while a search writes to it or where its folder takes no files."""
         require_run(folder)
         try:
-            store = cls(folder, open_database(folder / DATABASE), None)
+            store = cls(folder, folder / DATABASE, None)
         except StorageError:
             # A reader of a database in WAL mode writes files beside it, which a read-only folder does not allow.
             logger.info("%s: the folder is read-only, reads a copy of %s", folder, DATABASE)
             copy = tempfile.TemporaryDirectory(prefix="autocompress-")
-            for name in (DATABASE, f"{DATABASE}-wal"):
-                if (folder / name).is_file():
-                    shutil.copyfile(folder / name, Path(copy.name) / name)
-            store = cls(folder, open_database(Path(copy.name) / DATABASE), None, copy)
+            try:
+                for name in (DATABASE, f"{DATABASE}-wal"):
+                    if (folder / name).is_file():
+                        shutil.copyfile(folder / name, Path(copy.name) / name)
+                store = cls(folder, Path(copy.name) / DATABASE, None, copy)
+            except BaseException:
+                copy.cleanup()
+                raise
         try:
             # A reader fires no trigger of ours, which need functions of this program.
             store._connection.execute("PRAGMA trusted_schema=OFF")
@@ -278,11 +289,11 @@ class RunStore:
 
     def _read_entries(self) -> dict[str, JsonValue]:
         rows = self._connection.execute("SELECT key, value FROM ac_meta ORDER BY key")
-        return {key: from_json(value) for key, value in rows}
+        return {key: parse_json(value) for key, value in rows}
 
     def _read_entry(self, key: str) -> JsonValue:
         row = self._connection.execute("SELECT value FROM ac_meta WHERE key = ?", (key,)).fetchone()
-        value: JsonValue = None if row is None else from_json(row[0])
+        value: JsonValue = None if row is None else parse_json(row[0])
         return value
 
     # -- writing ------------------------------------------------------------------------------
@@ -408,8 +419,8 @@ class RunStore:
                 row = self._connection.execute(
                     "SELECT scores, details FROM ac_candidates WHERE id = ?", (identity,)
                 ).fetchone()
-                merged = {**from_json(row[0]), **{name: dict(values) for name, values in splits.items()}}
-                details = from_json(row[1])
+                merged = {**parse_json(row[0]), **{name: dict(values) for name, values in splits.items()}}
+                details = parse_json(row[1])
                 if examples.get(identity):
                     details["examples"] = {**details.get("examples", {}), **examples[identity]}
                 self._connection.execute(
@@ -427,7 +438,7 @@ class RunStore:
         """Yield the lines of :meth:`add_note` in their order."""
         with self._read_errors():
             for (lines,) in self._connection.execute("SELECT notes FROM ac_notes ORDER BY number"):
-                yield from from_json(lines)
+                yield from parse_json(lines)
 
     def read_trials(self) -> list[StoredTrial]:
         """Return every trial in the order of its number."""
@@ -513,7 +524,7 @@ class RunStore:
         with self._read_errors():
             table = pd.DataFrame(rows.fetchall(), columns=columns)
             table["further"] = table["further"].astype(bool)
-            table["curve"] = [from_json(text) for text in table["curve"]]
+            table["curve"] = [parse_json(text) for text in table["curve"]]
             segments = self._read_segments()
             parts = [segments.get(number, []) for number in table["number"]]
             table["segments"] = pd.Series(parts, index=table.index, dtype=object)

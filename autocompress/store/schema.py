@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pydantic_core import from_json
-
 from autocompress.core.atomic import make_lock, storage_errors, write_atomic
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State
@@ -23,6 +21,7 @@ from autocompress.core.untrusted import (
     CONTENT_ERRORS,
     check_name,
     is_name,
+    parse_json,
     read_regular_file,
     require_regular,
     show_value,
@@ -134,10 +133,9 @@ def check_schema(connection: sqlite3.Connection, *, is_current: bool) -> str:
         connection: The store.
         is_current: Whether it has the present format, whose tables and triggers are compared word for word.
     """
-    expected = sqlite3.connect(":memory:")
-    expected.executescript(SCHEMA)
-    own = dict(expected.execute("SELECT name, sql FROM sqlite_master"))
-    expected.close()
+    with closing(sqlite3.connect(":memory:")) as expected:
+        expected.executescript(SCHEMA)
+        own = dict(expected.execute("SELECT name, sql FROM sqlite_master"))
     for kind, name, text in connection.execute("SELECT type, name, sql FROM sqlite_master"):
         is_foreign = kind not in ("table", "index") and name not in own
         is_virtual = kind == "table" and str(text).upper().startswith("CREATE VIRTUAL")
@@ -337,12 +335,12 @@ def trial_from_row(row: Row, parts: PartTable) -> StoredTrial:
 
     base = None
     if row["base"] is not None:
-        checkpoint, prune, epochs = from_json(row["base"])
+        checkpoint, prune, epochs = parse_json(row["base"])
         base = BaseCheckpoint(check_name(checkpoint, "name of a checkpoint"), read_part(prune), epochs)
     job = Job(
         row["number"],
         CompressionConfig.from_json(parts.expand_config(row["config"])),
-        tuple(CompressionRecipe(*map(read_part, cut)) for cut in from_json(row["cuts"])),
+        tuple(CompressionRecipe(*map(read_part, cut)) for cut in parse_json(row["cuts"])),
         Role(row["role"]),
         row["rung"],
         row["until"],
@@ -374,9 +372,9 @@ def candidate_from_row(row: Row, parts: PartTable) -> Candidate:
         row["trial"],
         CompressionConfig.from_json(parts.expand_config(row["config"])),
         row["epochs"],
-        {split: _check_numbers(metrics) for split, metrics in from_json(row["scores"]).items()},
-        _check_numbers(from_json(row["costs"])),
-        from_json(row["details"]),
+        {split: _check_numbers(metrics) for split, metrics in parse_json(row["scores"]).items()},
+        _check_numbers(parse_json(row["costs"])),
+        parse_json(row["details"]),
         # The column may be NULL; a record without a checkpoint has an empty path.
         row["checkpoint"] or "",
         bool(row["complete"]),
@@ -399,22 +397,22 @@ class CandidateRows:
         """Return a row of the table from a row of ``ac_candidates``."""
         flat: Row = {name: row[name] for name in ("id", "trial")}
         flat |= {"role": role, "epochs": row["epochs"], "complete": bool(row["complete"])}
-        config: Row = from_json(row["config"])
+        config: Row = parse_json(row["config"])
         flat["seed"] = _check_leaf(config["seed"])
         sections = {name: self._flatten_section(name, config[name]) for name in SECTIONS}
         for columns, _ in sections.values():
             flat.update(columns)
-        for split, metrics in from_json(row["scores"]).items():
+        for split, metrics in parse_json(row["scores"]).items():
             suffix = SUFFIX[split]
             flat.update({f"{metric}{suffix}": value for metric, value in _check_numbers(metrics).items()})
-        flat.update(_check_numbers(from_json(row["costs"])))
+        flat.update(_check_numbers(parse_json(row["costs"])))
         # The JSON text stays beside the flat columns: repeats are matched by it.
         texts = (
             f"{json.dumps(name)}: {sections[name][1] if name in sections else json.dumps(value)}"
             for name, value in config.items()
         )
         flat["config"] = f"{{{', '.join(texts)}}}"
-        flat["details"] = from_json(row["details"])
+        flat["details"] = parse_json(row["details"])
         return flat
 
     def _flatten_section(self, name: str, value: int | Section | None) -> tuple[Row, str]:

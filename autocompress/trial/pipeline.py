@@ -24,6 +24,7 @@ from autocompress.core.method import Context, LayerBits, MethodState, Recovery
 from autocompress.core.precisions import UNRESTRICTED, Precisions
 from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, STUDENTS, TASKS
 from autocompress.core.task import Split, Splits, Task, logits_by_head
+from autocompress.core.untrusted import check_tensor_header
 from autocompress.distill.attacks import ATTACKS, predict_under_attacks
 from autocompress.errors import ArtifactError, NothingRemovedError, TrialError
 from autocompress.measure import LayerCost, Subject, measure
@@ -112,6 +113,7 @@ def read_checkpoint(content: bytes) -> tuple[dict[str, Tensor], History, list[Hi
     Raises:
         ValueError: The checkpoint is damaged.
     """
+    check_tensor_header(content)
     try:
         weights = load(content)
     except SafetensorError as damage:

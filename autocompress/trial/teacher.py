@@ -26,7 +26,7 @@ from autocompress.core.atomic import compute_sha256, make_lock, open_cache, stor
 from autocompress.core.config import Part, fingerprint
 from autocompress.core.registry import TASKS
 from autocompress.core.task import Splits, Task, hash_split
-from autocompress.core.untrusted import read_regular_file, show_value
+from autocompress.core.untrusted import check_tensor_header, read_regular_file, show_value
 from autocompress.models.output_teacher import OutputTeacher
 from autocompress.training.device import CPU, choose_precision
 from autocompress.training.fit import FitRequest, fit, predict
@@ -387,6 +387,7 @@ def _read_cache(folder: Path, model: nn.Module, task: Task, splits: Splits) -> d
         content[name] = read_regular_file(folder / name)
         if compute_sha256(content[name]) != record.sha256.get(name):
             raise ValueError(f"{name} does not match its checksum")
+        check_tensor_header(content[name])
     weights = load(content[WEIGHTS])
     _check_finite(weights)
     model.load_state_dict(weights)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autocompress.core.config import Part
 from autocompress.core.heads import as_head
 from autocompress.core.task import Split, Splits, Task
-from autocompress.core.untrusted import read_regular_file
+from autocompress.core.untrusted import check_tensor_header, read_regular_file
 from autocompress.distill.activations import head_layers
 from autocompress.errors import TrialError
 
@@ -92,6 +92,7 @@ def read_weights(path: Path, digest: str = "") -> tuple[dict[str, Tensor], str]:
     """
     try:
         content = read_regular_file(path, follows_links=True)
+        check_tensor_header(content)
         weights = load(content)
     except (OSError, SafetensorError, ValueError) as reason:
         raise TrialError(f"{path} cannot be read as a safetensors file ({reason})") from reason

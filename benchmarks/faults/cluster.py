@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from unittest import mock
 
-from benchmarks.faults.injection import FaultResult, count_lasting_processes
+from benchmarks.faults.injection import FaultResult, list_lasting_processes
 from benchmarks.faults.workers import run_jobs
 from benchmarks.mock_trials import MockEvaluator
 
@@ -22,7 +22,7 @@ def kill_ray_workers(folder: Path, jobs: int = 8) -> FaultResult:
         token = os.environ["RAY_AUTH_TOKEN"].encode()
         files = [path for path in Path(root).rglob("*") if path.is_file() and not path.is_symlink()]
         with_token = sum(token in path.read_bytes() for path in files)
-    left = count_lasting_processes("cmdline", root)
+    left = len(list_lasting_processes("cmdline", root))
     failed = sorted(number for number, result in results.items() if result.state.value == "failed")
     executions = evaluator.executions()
     most = max(executions.count(item) for item in executions)

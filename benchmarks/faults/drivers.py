@@ -25,9 +25,9 @@ from benchmarks.faults.injection import (
     TRIALS_QUERY,
     FaultResult,
     build_kill,
-    count_lasting_processes,
     driver_process,
     inject_nothing,
+    list_lasting_processes,
     query_store,
 )
 from benchmarks.mock_trials import MockEvaluator
@@ -133,6 +133,7 @@ def kill_searches(runs: Path, kills: int = 100, trials: int = 30, seed: int = 0)
     faults: Counter[str] = Counter(
         dict.fromkeys(("lost", "duplicated", "incomplete", "without weights", "wrong", "left"), 0)
     )
+    left: list[str] = []
     while kill_count < kills:
         folder, is_ended, rows = runs / f"digits{searches}", False, set[tuple[Any, ...]]()
         searches += 1
@@ -150,6 +151,10 @@ def kill_searches(runs: Path, kills: int = 100, trials: int = 30, seed: int = 0)
             )
             faults["wrong"] += code not in (0, -signal.SIGKILL)
             rows = now
+            # The next driver starts at once, beside what is left of this one, or after it.
+            if is_ended or draw.random() < 0.5:
+                left += list_lasting_processes("environ", str(runs))
+                faults["left"] = len(left)
             print(f"{kill_count} kills, {len(now)} candidates: {dict(faults)}", file=sys.stderr, flush=True)
         # Without the trial that measures what distillation brings, which repeats one.
         stored = query_store(folder, f"{TRIALS_QUERY} AND role = 'search'")
@@ -157,12 +162,10 @@ def kill_searches(runs: Path, kills: int = 100, trials: int = 30, seed: int = 0)
         faults["duplicated"] += len(keys) - len(set(keys))
         faults["wrong"] += abs(len(stored) - trials) + sum(state == "running" for _, state, _ in stored)
         ended += sum(state in ("complete", "stopped") for _, state, _ in stored)
-        # A process without an owner stays for ever; on a busy machine, one that ends takes more than ten seconds.
-        faults["left"] += count_lasting_processes("environ", str(runs), seconds=60)
     counts = ", ".join(f"{count} {name}" for name, count in faults.items())
     measured = (
         f"{kill_count} kills in {searches} searches of {trials} trials, {ended} of them ended by themselves: {counts}"
-    )
+    ) + "".join(f"; {command[:150]}" for command in left[:3])
     return FaultResult("0 lost, 0 duplicated, exactly N trials, no process left", measured, not any(faults.values()))
 
 

@@ -7,6 +7,7 @@ these rows say so.
 import ctypes
 import errno
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -226,13 +227,12 @@ def exhaust_system(folder: Path) -> FaultResult:
 
 
 def jump_clock(folder: Path) -> FaultResult:
-    """Row 33: a clock that jumps by a day back and forth at every look."""
-    real, looks = time.time, 0
+    """Row 33: a clock that jumps by up to a day back and forth at every look."""
+    # Jumps of one length, back and forth, would cancel out between two looks.
+    real, draw = time.time, random.Random(0)
 
     def jumping() -> float:
-        nonlocal looks
-        looks += 1
-        return real() + (86_400 if looks % 2 else -86_400)
+        return real() + draw.uniform(-86_400, 86_400)
 
     def prepare() -> None:
         mock.patch("time.time", jumping).start()

@@ -20,12 +20,15 @@ from benchmarks.fuzz import (
     Watch,
     dump_json,
     read_artifact,
+    read_peak_memory,
     read_store,
     replace_file,
     write_base_artifact,
     write_base_run,
 )
 
+#: A list that takes some gigabytes in memory.
+WIDE = b"[" + b"[]," * 20_000_000 + b"[]]"
 #: A change of a folder, by what it does.
 Damage = Callable[[Path], None]
 GIGABYTE = 2**30
@@ -148,8 +151,20 @@ def _list_size_damages() -> dict[str, Damage]:
     def repeat_history(document: dict[str, Any]) -> None:
         document["quantize"]["history"]["layers"] *= 100
 
+    def add_wide_list(folder: Path) -> bytes:
+        return (folder / "preprocess.json").read_bytes().replace(b"{", b'{"extra": ' + WIDE + b",", 1)
+
+    def name_many_tensors(folder: Path) -> bytes:
+        content = (folder / "model.safetensors").read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        tensor = {"dtype": "U8", "shape": [0], "data_offsets": [len(content) - end] * 2}
+        header = json.dumps({**json.loads(content[8:end]), **{f"{n:x}": tensor for n in range(1_200_000)}}).encode()
+        return struct.pack("<Q", len(header)) + header + content[end:]
+
     changes = (declare_heads, declare_constants, widen, enlarge_input, enlarge_vocabulary, repeat_history)
-    return {change.__name__: _set_entry("architecture.json", change) for change in changes}
+    damages = {change.__name__: _set_entry("architecture.json", change) for change in changes}
+    damages[add_wide_list.__name__] = _set_file("preprocess.json", add_wide_list)
+    return {**damages, name_many_tensors.__name__: _set_file("model.safetensors", name_many_tensors)}
 
 
 def _read_damaged(
@@ -224,17 +239,16 @@ def load_declared_sizes(root: Path) -> FaultResult:
 
 
 def _measure_sizes(root: Path) -> tuple[FuzzResult, list[str], int]:
-    import resource
-
-    def peak() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    from autocompress.backends.workers import limit_memory, memory_in_use
 
     base = write_base_artifact(root / "base")
     for call in read_artifact(base):
         call()
-    before = peak()
+    before = read_peak_memory()
+    # Far above what is allowed, and far below what some of these files declare.
+    limit_memory(memory_in_use() + 3 * GIGABYTE)
     result, accepted, _ = _read_damaged(root, base, _list_size_damages(), read_artifact)
-    result.peak = peak()
+    result.peak = read_peak_memory()
     return result, accepted, before
 
 
@@ -266,12 +280,13 @@ SPECS = {
     "a tag that runs code": "task: !!python/object/apply:os.system ['touch canary']\n",
     "a tag of a class": "task: !!python/name:os.system\n",
     "an alias bomb": "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\ntask: *c\n",
+    "an alias": "task: digits\nstudent: {cnn: {width: 8}}\nsearch: {seed: &a 8, trials: *a}\n",
     "a recursive alias": "task: &a [*a]\n",
     "a name outside": "task: digits\nname: ../../outside/canary\nstudent: {cnn: {width: 8}}\n",
     "an absolute name": "task: digits\nname: /tmp/canary\nstudent: {cnn: {width: 8}}\n",
     "NUL": "task: digits\0\n",
     "an escape sequence": 'task: "\\e[2Jdigits"\n',
-    "10 MB": "task: digits\n" + "# " + "x" * 10_000_000 + "\n",
+    "10 MB": "task: digits\nstudent: {cnn: {width: 8}}\n# " + "x" * 10_000_000 + "\n",
     "nesting": "task: " + "[" * 20_000 + "\n",
     "a long number": "search: {seed: " + "9" * 50_000 + "}\n",
     "a merge key": "task: digits\n<<: {student: {cnn: {width: 8}}}\n",
@@ -414,6 +429,7 @@ def open_hostile_runs(root: Path) -> FaultResult:
         "a view": _change_rows("CREATE VIEW more AS SELECT * FROM ac_meta"),
         "a trigger": _change_rows("CREATE TRIGGER more AFTER INSERT ON ac_meta BEGIN DELETE FROM ac_candidates; END"),
         "a virtual table": _change_rows("CREATE VIRTUAL TABLE more USING fts5(x)"),
+        "wide JSON": _change_rows("UPDATE ac_candidates SET details = ? WHERE id = 't0c0'", f"[{'[],' * 2**21}[]]"),
         "deep JSON": _change_rows("UPDATE ac_candidates SET details = ?", "[" * 100_000),
         "a large value": _enlarge_value,
         "a rollback journal": _add_rollback_journal,

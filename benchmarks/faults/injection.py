@@ -160,21 +160,27 @@ def inject_nothing() -> None:
     """Inject no fault."""
 
 
-def count_lasting_processes(file: str, text: str, seconds: float = 10) -> int:
-    """Return how many processes still have a text in a file of theirs in /proc after some seconds."""
+def list_lasting_processes(file: str, text: str, seconds: float = 10) -> list[str]:
+    """Return the processes that still have a text in a file of theirs in /proc after some seconds.
+
+    Each is described by its state, its parent, its processor time in ticks, and its command.
+    """
     end = time.monotonic() + seconds
-    while (count := _count_processes(file, text.encode())) and time.monotonic() < end:
+    while (commands := _list_processes(file, text.encode())) and time.monotonic() < end:
         time.sleep(0.2)
-    return count
+    return commands
 
 
-def _count_processes(file: str, text: bytes) -> int:
-    count = 0
+def _list_processes(file: str, text: bytes) -> list[str]:
+    commands = []
     for folder in Path("/proc").iterdir():
         with suppress(OSError):
             # This process itself may have the text in its command line.
-            count += folder.name.isdigit() and int(folder.name) != os.getpid() and text in (folder / file).read_bytes()
-    return count
+            if folder.name.isdigit() and int(folder.name) != os.getpid() and text in (folder / file).read_bytes():
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                commands.append(f"{fields[0]}, parent {fields[1]}, {fields[11]} + {fields[12]} ticks: {command}")
+    return commands
 
 
 def build_kill(point: str, count: int) -> Callable[[], None]:

@@ -1,6 +1,8 @@
 """Faults of workers and of trials: kills, memory, hangs, invalid results."""
 
+import os
 import random
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,8 @@ def hang_trials(folder: Path, limit: float = 3.0) -> FaultResult:
     results = run_jobs(Local(2, TrialLimits(seconds=limit)), evaluator, 8)
     late = max(results[number].seconds for number in (1, 2)) - limit
     left = len(evaluator.living_processes())
+    for process in evaluator.living_processes():
+        os.kill(process, signal.SIGKILL)
     measured = f"{results[1].reason}; {late:.2f} s late, {left} processes left, {len(results)} of 8 results received"
     return FaultResult(
         "timed out within limit + 3 s, no orphan process", measured, 0 <= late <= 3 and not left and len(results) == 8

@@ -1,15 +1,22 @@
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from autocompress.core import untrusted
 from autocompress.core.untrusted import (
+    LARGEST_CONTAINERS,
+    LARGEST_HEADER,
+    LARGEST_VALUES,
     check_data_file,
+    check_json_size,
     check_name,
     escape_controls,
     is_name,
     join_inside,
+    parse_json,
+    read_json_file,
     read_regular_file,
     require_regular,
 )
@@ -30,6 +37,31 @@ def test_a_name_that_could_lead_elsewhere_is_refused_and_shown_harmless(name: ob
 @pytest.mark.parametrize("name", ["t0c0", "t12r0c7", "t3p0.5", "digits-2", "A" * 128])
 def test_a_name_of_ours_passes(name: str) -> None:
     assert check_name(name, "name") == name
+
+
+@pytest.mark.parametrize("item", ["[]", "{}", "1", '"a"'])
+def test_json_of_a_million_containers_or_some_million_values_is_not_read(tmp_path: Path, item: str) -> None:
+    most = LARGEST_CONTAINERS if item in "[]{}" else LARGEST_VALUES
+    text = "[" + f"{item}," * (most - 1) + f"{item}]"
+    for content in (text, text.encode()):
+        with pytest.raises(ValueError, match="more than") if item in "[]{}" else nullcontext():
+            check_json_size(content)
+        with pytest.raises(ValueError, match="more than"):
+            parse_json(content[:1] + content[1:-1] * 2 + content[-1:])
+    (tmp_path / "record.json").write_text("[" + f"{item}," * (most + 1) + f"{item}]")
+    with pytest.raises(RunFolderError, match=r"is damaged .*more than"):
+        read_json_file(tmp_path / "record.json", list)
+
+
+def test_a_safetensors_file_that_names_too_many_tensors_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    for size in (LARGEST_HEADER, LARGEST_HEADER + 1):
+        path.write_bytes(size.to_bytes(8, "little") + b"{}")
+        with pytest.raises(ValueError, match="a header of") if size > LARGEST_HEADER else nullcontext():
+            check_data_file(path)
+    # The same bytes mean nothing in another file.
+    path.rename(tmp_path / "table.csv")
+    check_data_file(tmp_path / "table.csv")
 
 
 @pytest.mark.parametrize("name", PATHS)

@@ -7,7 +7,9 @@ import pytest
 from autocompress.errors import ArtifactError, StorageError
 from autocompress.export.folder import MANIFEST, REQUIRED, read_files, write_files
 
-FILES = {name: f"content of {name}".encode() * 3 for name in REQUIRED}
+# The first bytes of a safetensors file are the size of its header.
+FILES = {name: f"content of {name}".encode() * 3 for name in REQUIRED} | {"model.safetensors": bytes(60)}
+NEWER = dict.fromkeys(REQUIRED, b"newer") | {"model.safetensors": bytes(9)}
 
 
 def accept(_: Path) -> None:
@@ -111,6 +113,26 @@ def test_a_text_file_of_any_size_is_not_read(folder: Path, monkeypatch: pytest.M
         read_files(folder)
 
 
+@pytest.mark.parametrize("text", ["[" + "[]," * 20 + "1]", "[" + "1," * 20 + "1]"])
+def test_json_that_takes_far_more_memory_than_its_file_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr("autocompress.core.untrusted.LARGEST_CONTAINERS", 10)
+    monkeypatch.setattr("autocompress.core.untrusted.LARGEST_VALUES", 10)
+    # The same text in a file that is no JSON is fine.
+    write_files(tmp_path / "a", {**FILES, "card.md": text.encode(), "architecture.json": b"{}"}, accept)
+    read_files(tmp_path / "a")
+    write_files(tmp_path / "a", {**FILES, "architecture.json": text.encode()}, accept)
+    with pytest.raises(ArtifactError, match=r"architecture\.json cannot be read: it has more than 10 (lists|values)"):
+        read_files(tmp_path / "a")
+
+
+def test_tensors_that_take_far_more_memory_than_their_file_are_not_read(tmp_path: Path) -> None:
+    write_files(tmp_path / "a", {**FILES, "model.safetensors": (2**30).to_bytes(8, "little")}, accept)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors cannot be read: it has a header of"):
+        read_files(tmp_path / "a")
+
+
 def test_a_manifest_must_list_what_loading_needs(tmp_path: Path) -> None:
     write_files(tmp_path / "a", dict.fromkeys(REQUIRED[1:], b"x"), accept)
     with pytest.raises(ArtifactError, match=r"does not list model\.onnx"):
@@ -119,9 +141,8 @@ def test_a_manifest_must_list_what_loading_needs(tmp_path: Path) -> None:
 
 def test_an_artifact_is_replaced_whole(folder: Path) -> None:
     (folder / "__pycache__").mkdir()
-    newer = dict.fromkeys(REQUIRED, b"newer")
-    write_files(folder, newer, accept)
-    assert read_files(folder) == newer
+    write_files(folder, NEWER, accept)
+    assert read_files(folder) == NEWER
     assert not (folder / "__pycache__").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["t1c2"]
 
@@ -133,7 +154,7 @@ def test_a_folder_that_fails_its_check_leaves_the_old_one(folder: Path) -> None:
         raise ArtifactError("no good")
 
     with pytest.raises(ArtifactError, match="no good"):
-        write_files(folder, dict.fromkeys(REQUIRED, b"newer"), refuse)
+        write_files(folder, NEWER, refuse)
     assert read_files(folder) == FILES
     assert [path.name for path in folder.parent.iterdir()] == ["t1c2"]
 
@@ -148,7 +169,7 @@ def test_a_failed_renaming_puts_the_old_one_back(folder: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(StorageError, match="no space left"):
-        write_files(folder, dict.fromkeys(REQUIRED, b"newer"), accept)
+        write_files(folder, NEWER, accept)
     assert read_files(folder) == FILES
     assert [path.name for path in folder.parent.iterdir()] == ["t1c2"]
 

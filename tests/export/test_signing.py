@@ -10,7 +10,8 @@ from autocompress.errors import ArtifactError, UsageError
 from autocompress.export.folder import MANIFEST, REQUIRED, read_files, write_files
 from autocompress.export.signing import SIGNATURE, load_private_key, sign_artifact
 
-FILES = {name: f"content of {name}".encode() for name in REQUIRED}
+# The first bytes of a safetensors file are the size of its header.
+FILES = {name: f"content of {name}".encode() for name in REQUIRED} | {"model.safetensors": bytes(20)}
 
 
 def write_keys(folder: Path, key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey, password: str = "") -> Path:

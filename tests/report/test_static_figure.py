@@ -56,6 +56,16 @@ def test_ticks_do_not_repeat_a_label(run: Run, front: pd.DataFrame) -> None:
         assert len(set(labels)) == len(labels)
 
 
+@pytest.mark.parametrize("cost", [5e-324, 1.5e308])
+def test_a_cost_at_the_end_of_floats_is_drawn(run: Run, front: pd.DataFrame, cost: float) -> None:
+    name = front_data(run.candidates, front, run.info).costs[0].name
+    table = run.candidates.assign(
+        **{name: run.candidates[name].where(run.candidates["id"] != front["id"].iloc[0], cost)}
+    )
+    picture = front_picture(front_data(table, table[table["id"].isin(front["id"])], run.info))
+    assert len(picture["xticks"]) > 3
+
+
 def test_labels_are_plain_text_that_the_template_escapes() -> None:
     run = make_run(6, 4, hostile=True)
     picture = front_picture(front_data(run.candidates, run.candidates.head(0), run.info))

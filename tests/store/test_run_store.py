@@ -3,6 +3,7 @@ import multiprocessing
 import shutil
 import sqlite3
 import struct
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -152,6 +153,60 @@ def test_another_sqlite_file_and_a_newer_format_are_refused(tmp_path: Path) -> N
     with pytest.raises(RunFolderError, match="newer version"):
         RunStore.open(tmp_path / "new")
     RunStore.create(tmp_path / "other", RunInfo()).close()
+
+
+BAD_STORES = {
+    "no database": b"not a database" * 100,
+    "no tables": b"",
+    "a newer format": "UPDATE ac_meta SET value = '99' WHERE key = 'format'",
+    "an older format": "UPDATE ac_meta SET value = '3' WHERE key = 'format'",
+    "a changed value": "UPDATE ac_meta SET seal = ''",
+    "a view": "CREATE VIEW more AS SELECT * FROM ac_meta",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_STORES.values(), ids=BAD_STORES)
+def test_a_store_that_is_refused_is_closed(tmp_path: Path, open_connections: set[int], bad: str | bytes) -> None:
+    filled(tmp_path).close()
+    assert not open_connections
+    if isinstance(bad, bytes):
+        (tmp_path / "study.db").write_bytes(bad)
+    else:
+        with closing(open_database(tmp_path / "study.db")) as connection:
+            connection.execute(bad)
+    for attempt in (RunStore.open, RunStore.read, lambda folder: RunStore.create(folder, RunInfo())):
+        # An older format can be read.
+        with suppress(RunFolderError):
+            attempt(tmp_path).close()
+        assert not open_connections
+    with pytest.raises(RunFolderError):
+        RunStore.open(tmp_path)
+
+
+def test_a_value_that_takes_far_more_memory_than_its_file_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with filled(tmp_path) as store:
+        store._connection.execute("UPDATE ac_candidates SET details = ?", ("[" + "[]," * 200 + "[]]",))
+    monkeypatch.setattr("autocompress.core.untrusted.LARGEST_CONTAINERS", 200)
+    with RunStore.read(tmp_path) as store:
+        for read in (
+            store.candidate_table,
+            lambda: store.read_trial_candidates(0),
+            lambda: store.read_candidate("t0c0"),
+        ):
+            with pytest.raises(RunFolderError, match="more than 200 lists and mappings"):
+                read()
+
+
+def test_a_store_whose_file_vanishes_while_it_is_opened_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_connections: set[int]
+) -> None:
+    filled(tmp_path).close()
+    monkeypatch.setattr("autocompress.store.run_store.require_run", lambda folder: (folder / "study.db").unlink())
+    with pytest.raises(FileNotFoundError):
+        RunStore.open(tmp_path)
+    assert not open_connections
 
 
 def test_a_full_disk_is_named_and_what_was_stored_stays(tmp_path: Path) -> None:
@@ -392,7 +447,8 @@ HOSTILE_NAMES = [
 @pytest.mark.parametrize(("change", "kind"), HOSTILE_NAMES)
 def test_a_run_with_a_name_that_is_none_is_not_opened(tmp_path: Path, change: str, kind: str) -> None:
     # The seals are renewed: they detect damage, and anyone can compute them.
-    filled(tmp_path)._connection.execute(change)
+    with filled(tmp_path) as study:
+        study._connection.execute(change)
     for attempt in (RunStore.read, RunStore.open):
         with pytest.raises(RunFolderError, match=f"is no {kind}") as refusal:
             attempt(tmp_path)

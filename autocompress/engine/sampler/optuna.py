@@ -21,6 +21,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import JsonValue
+from sqlalchemy.pool import NullPool
 
 from autocompress.core.config import fingerprint
 from autocompress.core.knobs import Leaf
@@ -203,13 +204,13 @@ def export_study(study: optuna.Study, database: Path) -> None:
     name = study.study_name
     try:
         # Optuna creates the tables and the study, so they fit the installed version.
-        storage = optuna.storages.RDBStorage(f"sqlite:///{database.resolve()}")
+        # Without a pool, each connection is closed after its use, also where Optuna raises an exception.
+        storage = optuna.storages.RDBStorage(f"sqlite:///{database.resolve()}", {"poolclass": NullPool})
         if name not in optuna.get_all_study_names(storage):
             optuna.create_study(storage=storage, study_name=name, directions=study.directions)
         study_id = storage.get_study_id_from_name(name)
         for key, value in study._storage.get_study_system_attrs(study._study_id).items():
             storage.set_study_system_attr(study_id, key, value)
-        storage.engine.dispose()
         trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state is not TrialState.WAITING]
         _write_trials(database, study_id, trials)
     except Exception as fault:  # Of Optuna, SQLAlchemy or sqlite3; a search does not need these tables to go on.

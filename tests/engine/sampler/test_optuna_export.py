@@ -1,4 +1,5 @@
 import sqlite3
+from contextlib import nullcontext
 from pathlib import Path
 
 import optuna
@@ -53,3 +54,11 @@ def test_failed_export_is_an_error_only_if_the_disk_is_full(tmp_path: Path, monk
     message = "table trials has no column named number"
     with pytest.warns(UserWarning, match="Optuna's own tables were not written"):
         export_study(make_study(), tmp_path / "study.db")
+
+
+@pytest.mark.parametrize("content", [b"", b"no database"])
+def test_an_export_closes_each_connection(tmp_path: Path, open_connections: set[int], content: bytes) -> None:
+    (tmp_path / "study.db").write_bytes(content)
+    with pytest.warns(UserWarning, match="not a database") if content else nullcontext():
+        export_study(make_study(), tmp_path / "study.db")
+    assert not open_connections
