@@ -8,6 +8,7 @@ import sqlite3
 import tempfile
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,26 @@ def private_cache() -> None:
     os.environ["AUTOCOMPRESS_CACHE"] = str(Path(tempfile.gettempdir()) / f"autocompress-tests-{user}")
 
 
+@pytest.fixture(autouse=True)
+def closed_databases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the databases that a test leaves open at its end, because Python 3.13 warns where they are collected."""
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def connect_and_note(*arguments: Any, **keywords: Any) -> sqlite3.Connection:
+        opened.append(connect(*arguments, **keywords))
+        return opened[-1]
+
+    # SQLAlchemy takes the function from another module than this package.
+    for name in ("sqlite3.connect", "sqlite3.dbapi2.connect"):
+        monkeypatch.setattr(name, connect_and_note)
+    yield
+    for connection in opened:
+        # One of another thread can only be closed there.
+        with suppress(sqlite3.ProgrammingError):
+            connection.close()
+
+
 @pytest.fixture
 def open_connections(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Identities of the SQLite connections that were opened in the test and not closed yet."""
@@ -66,7 +87,6 @@ def open_connections(monkeypatch: pytest.MonkeyPatch) -> set[int]:
             opened.discard(id(self))
 
     connect = partial(sqlite3.connect, factory=Connection)
-    # SQLAlchemy takes the function from another module than this package.
     for name in ("sqlite3.connect", "sqlite3.dbapi2.connect"):
         monkeypatch.setattr(name, connect)
     return opened

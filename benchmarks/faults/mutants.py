@@ -121,7 +121,15 @@ MUTANTS = (
         (("        if name in seen:", "        if False:"),),
         (26,),
     ),
-    Mutant("size of a search space", SPEC, (("if len(text) > MAX_BYTES:", "if False:"),), (17,)),
+    Mutant(
+        "size of a search space",
+        SPEC,
+        (
+            ("if len(text) > MAX_BYTES:", "if False:"),
+            ("read_regular_file(path.resolve(), MAX_BYTES)", "read_regular_file(path.resolve())"),
+        ),
+        (17,),
+    ),
     Mutant(
         "refusal of aliases",
         SPEC,
