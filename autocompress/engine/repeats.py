@@ -152,7 +152,8 @@ def _order_options(options: Sequence[_Option], points: Mapping[Repeat, Vector], 
 def _compute_gain(front: Sequence[Vector], points: Sequence[Vector]) -> float:
     """Return the hypervolume that points add to those of a front."""
     new = np.vstack(points)
-    return ExpectedHypervolumeImprovement(np.vstack([new[:0], *front])).compute_improvement(new)
+    ehvi = ExpectedHypervolumeImprovement(np.vstack([new[:0], *front]))
+    return float(ehvi.compute_improvements(new[None])[0])
 
 
 def move_into_space(training: CompressionConfig, space: Space, encoding: Encoding) -> CompressionConfig:

@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from random import Random
 
 import moocore
@@ -24,7 +23,12 @@ from autocompress.core.records import Candidate, CompressionRecipe
 from autocompress.core.run_info import ObjectiveSpec
 from autocompress.engine.archive import CostEstimator
 from autocompress.engine.sampler.encoding import Encoding, MutationTrial
-from autocompress.engine.sampler.gaussian_process import GaussianProcess, Inputs
+from autocompress.engine.sampler.gaussian_process import (
+    GaussianProcess,
+    Inputs,
+    fit_irreducible_error,
+    interpolate_values,
+)
 from autocompress.engine.scheduler.compute_cost import count_fit_epochs, estimate_epoch_cost
 from autocompress.engine.space import Space
 from autocompress.errors import AutocompressError
@@ -43,6 +47,11 @@ PARENTS = 8
 # that were never trained, not those that lack a price, so that a resumed search makes the same choices.
 MAX_NEW_STUDENTS = 16
 MAX_NEW_STUDENTS_AT_START = 40
+# Configs that are compared by estimated costs, so that only the students of the best ones are priced: students that are
+# priced so, and complete trials that the estimates need.
+SCREENED_CONFIGS = 160
+MAX_SCREENED_STUDENTS = 8
+MIN_SCREENING_TRIALS = 12
 # Relative pricing time of a teacher-derived student, which has to be pruned from the teacher first.
 TEACHER_DERIVED_PRICING = 4
 # Observations that the Gaussian process keeps, the latest ones: its time grows with their cube.
@@ -53,10 +62,12 @@ RECENT_EFFECTS = 12
 UNTRAINED_EPOCHS = 0.5
 # Share of the reference volume; smaller improvements are noise.
 MIN_IMPROVEMENT = 1e-4
-# The Gaussian process models log(error + ERROR_FLOOR): an error of 0 is not far better than one of 0.01. Errors, which
-# are normalised, are clipped at ERROR_CEILING.
+# The Gaussian process models log(error - irreducible error + ERROR_FLOOR): an error of 0 is not far better than one of
+# 0.01. Errors, which are normalised, are clipped at ERROR_CEILING.
 ERROR_FLOOR = 0.01
 ERROR_CEILING = 1.5
+# Lower bound of costs, as a cost of 0 has no logarithm.
+MIN_COST = 1e-9
 # Number under which the teacher is recorded.
 TEACHER = -1
 # Nodes and weights of the quadrature over a standard normal variable, in the manner of the four-point Gauss-Hermite
@@ -81,34 +92,54 @@ class ExpectedHypervolumeImprovement:
         self._front = front
         self._hypervolume = moocore.Hypervolume(ref=np.ones(front.shape[1]))
         self._reached = float(self._hypervolume(front)) if len(front) else 0.0
+        if front.shape[1] == 2:
+            # With two objectives, the dominated region is a row of rectangles along the second one.
+            front = front[np.argsort(front[:, 1])]
+            self._edges: Vector = np.concatenate([[0.0], front[:, 1], [1.0]])
+            self._heights: Vector = np.concatenate([[1.0], front[:, 0]])
 
-    def compute_improvement(self, points: Vector) -> float:
-        """Return the hypervolume that points add to the front.
+    def compute_improvements(self, points: Vector) -> Vector:
+        """Return the hypervolume that each trial adds to the front, ``[N]``.
 
         Args:
-            points: Normalised objectives of a trial's candidates, ``[K, M]``.
+            points: Normalised objectives of the candidates of each trial, ``[N, K, M]``.
         """
         points = np.clip(points, 0.0, 1.0)
+        if points.shape[2] == 2:
+            return self._compute_areas(points)
+        return np.array([self._compute_volume(candidates) for candidates in points])
+
+    def _compute_areas(self, points: Vector) -> Vector:
+        """Return the improvements of trials with two objectives, ``[N]``, by rectangles."""
+        order = np.argsort(points[:, :, 1], axis=1)
+        starts = np.take_along_axis(points[:, :, 1], order, axis=1)
+        heights = np.minimum.accumulate(np.take_along_axis(points[:, :, 0], order, axis=1), axis=1)
+        ends = np.hstack([starts[:, 1:], np.ones((len(points), 1))])
+        widths = np.minimum(ends[..., None], self._edges[1:]) - np.maximum(starts[..., None], self._edges[:-1])
+        drops = self._heights - heights[..., None]
+        return np.asarray((np.maximum(widths, 0.0) * np.maximum(drops, 0.0)).sum(axis=(1, 2)))
+
+    def _compute_volume(self, points: Vector) -> float:
         dominated = np.asarray((self._front[None] <= points[:, None]).all(axis=2)).any(axis=1)
         if dominated.all():
             return 0.0
         return float(self._hypervolume(np.vstack([self._front, points[~dominated]]))) - self._reached
 
-    def compute_expectation(
-        self, mean: Vector, deviation: Vector, place_candidates: Callable[[Vector], Vector]
-    ) -> float:
-        """Return the expected improvement of a trial whose log errors are normally distributed.
+    def compute_expectations(
+        self, means: Vector, deviations: Vector, place_candidates: Callable[[Vector], Vector]
+    ) -> Vector:
+        """Return the expected improvements of trials whose log errors are normally distributed, ``[N]``.
 
         One standard normal variable moves all scores of a trial together, so that the integral has one dimension.
 
         Args:
-            mean: Posterior means of its log errors, ``[S]``.
-            deviation: Posterior standard deviations of its log errors, ``[S]``.
-            place_candidates: Function from log errors, ``[S]``, to its candidates' objectives, ``[K, M]``.
+            means: Posterior means of their log errors, ``[N, S]``.
+            deviations: Posterior standard deviations of their log errors, ``[N, S]``.
+            place_candidates: Function from log errors, ``[N, S]``, to the objectives of candidates, ``[N, K, M]``.
         """
-        expected = 0.0
+        expected = np.zeros(len(means))
         for node, weight in QUADRATURE:
-            expected += weight * self.compute_improvement(place_candidates(mean + node * deviation))
+            expected += weight * self.compute_improvements(place_candidates(means + node * deviations))
         return expected
 
 
@@ -153,6 +184,42 @@ class TrialObservations:
 
     features: TrialFeatures
     errors: dict[float, Vector] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ErrorModels:
+    """Models of the scores of trials, which are modelled independently.
+
+    Attributes:
+        processes: Gaussian process of the log error of each score: ``log(error - irreducible + ERROR_FLOOR)``.
+        irreducible: Irreducible error of each score, ``[S]``.
+    """
+
+    processes: Sequence[GaussianProcess]
+    irreducible: Vector
+
+    @classmethod
+    def fit(cls, inputs: Inputs, errors: Vector, groups: NDArray[np.int_]) -> "ErrorModels":
+        """Return models that are fitted to observed trials.
+
+        Args:
+            inputs: The trials, ``N`` of them.
+            errors: Their normalised scores, ``[N, S]``, less is better.
+            groups: Number of the hyperparameter of each coordinate.
+        """
+        errors = np.clip(errors, 0.0, ERROR_CEILING)
+        irreducible = np.array([fit_irreducible_error(inputs, column, ERROR_FLOOR) for column in errors.T])
+        logs = np.log(errors - irreducible + ERROR_FLOOR)
+        return cls([GaussianProcess(inputs, column, groups) for column in logs.T], irreducible)
+
+    def predict(self, inputs: Inputs) -> tuple[Vector, Vector]:
+        """Return posterior means and standard deviations of the log errors, ``[N, S]`` each."""
+        means, deviations = zip(*(process.predict(inputs) for process in self.processes), strict=True)
+        return np.column_stack(means), np.column_stack(deviations)
+
+    def compute_errors(self, log_errors: Vector) -> Vector:
+        """Return the errors of log errors, ``[N, S]`` each."""
+        return np.asarray(np.exp(log_errors) - ERROR_FLOOR + self.irreducible)
 
 
 class SurrogateSampler:
@@ -285,19 +352,17 @@ class SurrogateSampler:
         pool = () if is_duplicate is None else self._draw_pool(number, self._nearest_to_front(front))
         new = list(self._price_pool(config for config in pool if is_duplicate is None or not is_duplicate(config)))
         waiting = [trial for trial in paused if trial in self._observations]
+        running_features = [self._observations[trial].features for trial in running if trial in self._observations]
+        models = self._fit_models()
+        if is_duplicate is not None:
+            new += self._screen_configs(number, front, models, running_features, is_duplicate)
         options = [*new, *(self._observations[trial].features for trial in waiting)]
         if not options:
             return None
-        begun = [self._observations[trial].features for trial in running if trial in self._observations]
-        gains = self._expect_improvements(options, begun, front)
-        epochs = [
-            *(float(count_fit_epochs(option.config.fit)) for option in new),
-            *(paused[trial] for trial in waiting),
-        ]
-        # A trial without training still takes time, to cut, quantize and score.
-        costs = np.maximum(epochs, UNTRAINED_EPOCHS) * np.array([option.epoch_cost for option in options])
-        rates = gains / costs
-        rates[gains <= MIN_IMPROVEMENT] = 0.0
+        epochs = [count_fit_epochs(option.config.fit) for option in new]
+        gains, rates = self._rate_trials(
+            options, [*epochs, *(paused[trial] for trial in waiting)], models, running_features, front
+        )
         best = int(np.argmax(rates))
         if not rates[best] > 0:
             logger.debug("no improvement expected from %d new and %d paused trials", len(new), len(waiting))
@@ -368,7 +433,7 @@ class SurrogateSampler:
         distances = {}
         for number in self._complete:
             observations = self._observations[number]
-            points = self._place_candidates(observations.features.point, observations.errors[1.0])
+            (points,) = self._place_candidates(observations.features.point[None], observations.errors[1.0][None])
             # The distance of a point is how far it must move in one objective until the front does not dominate it.
             gaps = np.clip(points[:, None] - front[None], 0.0, None).min(axis=2).max(axis=1, initial=0.0)
             # Of equally near trials, the later one comes first.
@@ -376,11 +441,13 @@ class SurrogateSampler:
         nearest = sorted(distances, key=lambda number: distances[number])[:PARENTS]
         return {number: self._observations[number].features.config for number in nearest}
 
-    def _price_pool(self, configs: Iterator[CompressionConfig]) -> Iterator[TrialFeatures]:
+    def _price_pool(
+        self, configs: Iterator[CompressionConfig], max_students: int = MAX_NEW_STUDENTS
+    ) -> Iterator[TrialFeatures]:
         """Yield the features of the configs whose students can be priced; the number of new students is limited."""
         trained = {_student_key(observations.features.config) for observations in self._observations.values()}
         new: set[str] = set()
-        left = MAX_NEW_STUDENTS if self.has_complete_trial else MAX_NEW_STUDENTS_AT_START
+        left = max_students if self.has_complete_trial else MAX_NEW_STUDENTS_AT_START
         for config in configs:
             key = _student_key(config)
             if key not in trained and key not in new:
@@ -399,57 +466,113 @@ class SurrogateSampler:
     def _extract_features(self, config: CompressionConfig, costs: Mapping[str, float]) -> TrialFeatures:
         assert self._template is not None
         candidate = Candidate("", -1, config, 0, self._template.scores, costs)
-        # A cost of 0 has no logarithm.
-        log_cost = math.log10(max(costs.get(self._cost_name, 0.0), 1e-9))
+        log_cost = math.log10(max(costs.get(self._cost_name, 0.0), MIN_COST))
         return TrialFeatures(config, self._normalise(candidate), log_cost, estimate_epoch_cost(costs, config))
+
+    def _screen_configs(
+        self,
+        number: int,
+        front: Vector,
+        models: ErrorModels,
+        running: Sequence[TrialFeatures],
+        is_duplicate: Callable[[CompressionConfig], bool],
+    ) -> list[TrialFeatures]:
+        """Return the priced configs of a larger pool that promise most by estimated costs."""
+        # Only students that were trained, and not all that were priced, so that a resumed search estimates the same.
+        trained = [self._observations[trial].features.config for trial in sorted(self._observations)]
+        trained = [config for config in trained if self._costs.get(_student_key(config))]
+        if len(self._complete) < MIN_SCREENING_TRIALS or not trained:
+            return []
+        configs = [config for config in self._draw_screened(number, front) if not is_duplicate(config)]
+        if not configs:
+            return []
+        student_costs = [self._costs[_student_key(config)] for config in trained]
+        names = sorted(set.intersection(*map(set, student_costs)))
+        logs = np.log10([[max(costs[name], MIN_COST) for name in names] for costs in student_costs])
+        seen = np.stack([self._encoding.encode_trial(config)[0] for config in trained])
+        new = np.stack([self._encoding.encode_trial(config)[0] for config in configs])
+        estimates = 10.0 ** interpolate_values(seen, logs, new)
+        trials = [
+            self._extract_features(config, dict(zip(names, map(float, costs), strict=True)))
+            for config, costs in zip(configs, estimates, strict=True)
+        ]
+        epochs = [count_fit_epochs(config.fit) for config in configs]
+        _, rates = self._rate_trials(trials, epochs, models, running, front)
+        promising = (configs[index] for index in np.argsort(-rates, kind="stable") if rates[index] > 0)
+        return list(self._price_pool(promising, MAX_SCREENED_STUDENTS))[:MAX_SCREENED_STUDENTS]
+
+    def _draw_screened(self, number: int, front: Vector) -> Iterator[CompressionConfig]:
+        """Yield configs of the larger pool: neighbours of the parents, and as many random ones."""
+        random = Random(fingerprint([self._seed, number, "screened"]))
+        parents = [self.sampler_values(config) for config in self._nearest_to_front(front).values()]
+        # One hyperparameter of a neighbour changes on average.
+        rate = 1 / max(len(self._encoding.dimensions), 1)
+        drawn = set()
+        for index in range(SCREENED_CONFIGS):
+            parent = parents[index // 2 % len(parents)] if index % 2 else {}
+            config = self._space.suggest_config(MutationTrial(parent, random, rate), with_compression=False)[0]
+            if config not in drawn:
+                yield config
+            drawn.add(config)
 
     # -- the acquisition function -------------------------------------------------------------
 
+    def _rate_trials(
+        self,
+        options: Sequence[TrialFeatures],
+        epochs: Sequence[float],
+        models: ErrorModels,
+        running: Sequence[TrialFeatures],
+        front: Vector,
+    ) -> tuple[Vector, Vector]:
+        """Return the expected improvement of each option, and its rate per compute cost; 0 for noise; ``[N]`` each."""
+        gains = self._expect_improvements(options, models, running, front)
+        # A trial without training still takes time, to cut, quantize and score.
+        costs = np.maximum(epochs, UNTRAINED_EPOCHS) * np.array([option.epoch_cost for option in options])
+        return gains, np.where(gains > MIN_IMPROVEMENT, gains / costs, 0.0)
+
     def _expect_improvements(
-        self, options: Sequence[TrialFeatures], running: Sequence[TrialFeatures], front: Vector
+        self,
+        options: Sequence[TrialFeatures],
+        models: ErrorModels,
+        running: Sequence[TrialFeatures],
+        front: Vector,
     ) -> Vector:
         """Return the expected hypervolume improvement of each option, ``[N]``.
 
         It counts from the front together with the posterior means of running trials.
         """
-        means, deviations = self._predict_log_errors([*options, *running])
-        running_means = zip(running, means[len(options) :], strict=True)
-        expected = [self._place_predictions(trial.point, mean) for trial, mean in running_means]
-        ehvi = ExpectedHypervolumeImprovement(np.vstack([front, *expected]))
-        gains = np.zeros(len(options))
-        for index, option in enumerate(options):
-            place_candidates = partial(self._place_predictions, option.point)
-            gains[index] = ehvi.compute_expectation(means[index], deviations[index], place_candidates)
-        return gains
+        inputs = self._encode_inputs([*options, *running], [1.0] * (len(options) + len(running)))
+        means, deviations = models.predict(inputs)
+        points = np.stack([trial.point for trial in [*options, *running]])
+        count = len(options)
+        expected = self._place_candidates(points[count:], models.compute_errors(means[count:]))
+        ehvi = ExpectedHypervolumeImprovement(np.vstack([front, expected.reshape(-1, points.shape[1])]))
+        return ehvi.compute_expectations(
+            means[:count],
+            deviations[:count],
+            lambda log_errors: self._place_candidates(points[:count], models.compute_errors(log_errors)),
+        )
 
-    def _place_predictions(self, point: Vector, log_errors: Vector) -> Vector:
-        """Return the objectives of a trial's candidates where the Gaussian process gives its scores, ``[K, M]``."""
-        return self._place_candidates(point, np.exp(log_errors) - ERROR_FLOOR)
-
-    def _place_candidates(self, point: Vector, errors: Vector) -> Vector:
-        """Return the objectives of a trial's candidates, ``[K, M]``: its point with each median effect added.
+    def _place_candidates(self, points: Vector, errors: Vector) -> Vector:
+        """Return the objectives of trials' candidates, ``[N, K, M]``: each trial's point plus each median effect.
 
         Args:
-            point: Normalised objectives of the uncompressed student, ``[M]``.
-            errors: Normalised scores that replace those of the point, ``[S]``.
+            points: Normalised objectives of the uncompressed students, ``[N, M]``.
+            errors: Normalised scores that replace those of the points, ``[N, S]``.
         """
-        parent = point.copy()
-        parent[self._score_columns] = errors
-        return np.asarray(parent + self._median_effects)
+        parents = points.copy()
+        parents[:, self._score_columns] = errors
+        return np.asarray(parents[:, None] + self._median_effects)
 
-    def _predict_log_errors(self, trials: Sequence[TrialFeatures]) -> tuple[Vector, Vector]:
-        """Return posterior means and standard deviations of the log errors of complete trials, ``[N, S]`` each."""
+    def _fit_models(self) -> ErrorModels:
         # Sorted, so that a resumed search sees its observations in the same order.
         history = [self._observations[number] for number in sorted(self._observations)]
         rows = [(past.features, share, errors) for past in history for share, errors in sorted(past.errors.items())]
         rows = rows[-MAX_OBSERVATIONS:]
-        new = self._encode_inputs(trials, [1.0] * len(trials))
         seen = self._encode_inputs([features for features, _, _ in rows], [share for _, share, _ in rows])
-        targets = np.log(np.clip(np.stack([errors for _, _, errors in rows]), 0.0, ERROR_CEILING) + ERROR_FLOOR)
         logger.debug("surrogate fitted to %d observations of %d trials", len(rows), len(history))
-        # Scores are modelled independently.
-        predictions = [GaussianProcess(seen, targets[:, column]).predict(new) for column in range(targets.shape[1])]
-        return np.column_stack([mean for mean, _ in predictions]), np.column_stack([std for _, std in predictions])
+        return ErrorModels.fit(seen, np.stack([errors for _, _, errors in rows]), self._encoding.groups)
 
     def _encode_inputs(self, trials: Sequence[TrialFeatures], shares: Sequence[float]) -> Inputs:
         pairs = [self._encoding.encode_trial(trial.config) for trial in trials]

@@ -36,6 +36,9 @@ class Encoding:
         self.recipe = {name: domain for name, domain in searched.items() if name not in self.student}
         #: The domain of each hyperparameter that a trial samples, by its dotted name.
         self.dimensions: Mapping[str, Domain] = {**self.student, **self.recipe}
+        counts = [len(_encode_value(domain, None)) for domain in self.dimensions.values()]
+        #: Number of the hyperparameter of each coordinate, those of students first, ``[S + R]``.
+        self.groups: NDArray[np.int_] = np.repeat(np.arange(len(counts)), counts)
 
     def sampler_values(self, config: CompressionConfig) -> dict[str, Leaf]:
         """Return the values that a sampler has to propose to get a config."""

@@ -1,5 +1,6 @@
 from collections.abc import Mapping, Sequence
 
+import moocore
 import numpy as np
 import pytest
 
@@ -8,10 +9,14 @@ from autocompress.core.records import Candidate, CompressionRecipe
 from autocompress.engine.archive import Archive
 from autocompress.engine.sampler.acquisition import (
     MAX_NEW_STUDENTS,
+    MAX_SCREENED_STUDENTS,
+    MIN_SCREENING_TRIALS,
     QUADRATURE,
+    ErrorModels,
     ExpectedHypervolumeImprovement,
     SurrogateSampler,
 )
+from autocompress.engine.sampler.gaussian_process import Inputs
 from autocompress.engine.space import Space
 from autocompress.errors import TrialError
 from tests.engine.test_space import space
@@ -64,11 +69,23 @@ def record(sampler: SurrogateSampler, archive: Archive, number: int, config: Com
 
 def test_improvement_is_the_added_hypervolume() -> None:
     ehvi = ExpectedHypervolumeImprovement(np.array([[0.5, 0.5], [0.6, 0.6]]))
-    assert ehvi.compute_improvement(np.array([[0.25, 0.25]])) == pytest.approx(0.75**2 - 0.5**2)
     # Points beyond the reference are clipped to it, and dominated ones add nothing.
-    assert ehvi.compute_improvement(np.array([[0.25, 3.0], [0.7, 0.5]])) == 0.0
+    trials = np.array([[[0.25, 0.25], [0.25, 0.25]], [[0.25, 3.0], [0.7, 0.5]]])
+    assert ehvi.compute_improvements(trials) == pytest.approx([0.75**2 - 0.5**2, 0.0])
     empty = ExpectedHypervolumeImprovement(np.empty((0, 2)))
-    assert empty.compute_improvement(np.array([[0.5, 0.5]])) == pytest.approx(0.25)
+    assert empty.compute_improvements(np.array([[[0.5, 0.5]]])) == pytest.approx([0.25])
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_improvements_equal_differences_of_hypervolumes(objectives: int) -> None:
+    draw = np.random.default_rng(objectives)
+    front = draw.uniform(0.2, 1.1, (9, objectives))
+    trials = draw.uniform(-0.1, 1.1, (30, 4, objectives))
+    volume = moocore.Hypervolume(ref=np.ones(objectives))
+    clipped = [np.clip(np.vstack([front, trial]), 0.0, 1.0) for trial in trials]
+    expected = [volume(points) - volume(np.clip(front, 0.0, 1.0)) for points in clipped]
+    assert max(expected) > 0
+    assert ExpectedHypervolumeImprovement(front).compute_improvements(trials) == pytest.approx(expected, abs=1e-12)
 
 
 def test_expectation_is_over_the_quadrature() -> None:
@@ -77,14 +94,26 @@ def test_expectation_is_over_the_quadrature() -> None:
     ehvi = ExpectedHypervolumeImprovement(np.array([[0.5, 0.5]]))
 
     def place_candidates(log_errors: np.ndarray) -> np.ndarray:
-        return np.array([[log_errors[0], 0.0]])
+        return np.stack([log_errors, np.zeros_like(log_errors)], axis=2)
 
-    sure, unsure = (
-        ehvi.compute_expectation(np.array([0.5]), np.array([deviation]), place_candidates) for deviation in (0.0, 0.1)
-    )
+    sure, unsure = ehvi.compute_expectations(np.array([[0.5], [0.5]]), np.array([[0.0], [0.1]]), place_candidates)
     assert sure == pytest.approx(0.5 * 0.5)
     # The improvement grows by 1 for each unit below 0.5 and by 0.5 for each unit above: a spread adds to it.
     assert unsure == pytest.approx(sure + 0.1 * 0.5 * (0.1 * 2.0 + 0.4 * 0.7))
+
+
+def test_models_predict_errors_above_the_irreducible_one() -> None:
+    draw = np.random.default_rng(0)
+    seen = Inputs(draw.uniform(size=(30, 1)), np.empty((30, 0)), draw.uniform(3, 6, 30), np.zeros(30))
+    reducible = np.exp(-1.0 * (seen.costs - 3))
+    errors = np.column_stack([0.7 + 0.2 * reducible, reducible])
+    models = ErrorModels.fit(seen, errors, np.array([0]))
+    assert models.irreducible[0] > 0.6
+    assert models.irreducible[1] < 0.05
+    means, deviations = models.predict(seen)
+    assert models.compute_errors(means) == pytest.approx(errors, abs=0.03)
+    # However unsure the model is, the first score does not promise the impossible.
+    assert models.compute_errors(means - 5 * deviations)[:, 0].min() > 0.6
 
 
 def test_selects_students_that_dominate_on_cost() -> None:
@@ -247,3 +276,27 @@ def test_random_students_are_priced_however_many_parents_there_are() -> None:
     sampler.select_trial(front, 8, {}, {}, accept_all)
     assert len(priced) == MAX_NEW_STUDENTS
     assert sum(width < 32 for width in priced) >= 6
+
+
+@pytest.mark.parametrize("trials", [MIN_SCREENING_TRIALS - 1, MIN_SCREENING_TRIALS])
+def test_screening_prices_only_promising_students_after_enough_trials(trials: int) -> None:
+    priced: list[float] = []
+
+    def pricing(config: CompressionConfig, cuts: Sequence[CompressionRecipe]) -> list[Mapping[str, float]]:
+        priced.append(float(config.student.values["width"]))  # type: ignore[arg-type]
+        return price(config, cuts)
+
+    sampler, archive = make_sampler(space(TEXT.replace("low: 4, high: 64", "low: 2, high: 128")), pricing)
+    for number in range(trials):
+        record(sampler, archive, number, config_of(60 + 5 * number), 0.95)
+    front, _ = archive.front_points()
+    chosen = sampler.select_trial(front, 91, {}, {}, accept_all)
+    screened = priced[MAX_NEW_STUDENTS:]
+    if trials < MIN_SCREENING_TRIALS:
+        assert not screened
+    else:
+        assert 0 < len(screened) <= MAX_SCREENED_STUDENTS
+        # Every trained student scores the same, so that only narrower ones are promising.
+        assert max(screened) < 60
+    # The prices are cached now, and the same job gets the same proposal.
+    assert sampler.select_trial(front, 91, {}, {}, accept_all) == chosen

@@ -49,6 +49,13 @@ def test_wide_ranges_are_logarithmic_and_names_one_hot() -> None:
     assert distance(searched, **{"distill.relational": True}) == pytest.approx(1.0)
 
 
+def test_coordinates_of_a_hyperparameter_are_one_group() -> None:
+    groups = Encoding(space(TEXT)).groups
+    # Width, depth and learning rate are numbers; blocks and terms are one-hot.
+    assert groups.tolist() == [0, 1, 2, 2, 2, 3, 3, 4, 5, 5, 6]
+    assert len(groups) == len(encode(space(TEXT)))
+
+
 def test_inactive_hyperparameter_has_the_middle_coordinate() -> None:
     searched = space(TEXT)
     middle = distance(searched, **{"distill": "soft_target", "distill.soft_target.temperature": 5.0})

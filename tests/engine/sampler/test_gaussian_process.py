@@ -3,10 +3,15 @@ import pytest
 
 from autocompress.engine.sampler.gaussian_process import (
     COST_SLOPE_MEAN,
+    MIN_COMPARED_OBSERVATIONS,
+    MIN_FITTED_OBSERVATIONS,
     NOISE,
     GaussianProcess,
     Inputs,
+    fit_irreducible_error,
     fit_scale,
+    fit_weights,
+    interpolate_values,
     kernel,
 )
 
@@ -123,3 +128,76 @@ def test_deviation_is_finite_for_equal_and_for_extreme_targets(values: list[floa
     means, deviations = GaussianProcess(same, np.array(values)).predict(same)
     assert np.isfinite(means).all()
     assert ((deviations > 0) & (deviations < 5)).all()
+
+
+def draw_settings(count: int, seed: int) -> tuple[Inputs, np.ndarray]:
+    """Return trials with three hyperparameters, of which the first one, a one-hot pair, decides nearly alone."""
+    draw = np.random.default_rng(seed)
+    first = draw.integers(0, 2, count)
+    others = draw.uniform(size=(count, 2))
+    students = np.sqrt(0.5) * np.eye(2)[first]
+    inputs = Inputs(students, others, np.full(count, 4.0), np.zeros(count))
+    return inputs, -2.0 + 1.5 * first + 0.2 * others[:, 0] + 0.02 * draw.standard_normal(count)
+
+
+GROUPS = np.array([0, 0, 1, 2])
+
+
+def test_weights_of_many_observations_tell_which_hyperparameters_matter() -> None:
+    seen, targets = draw_settings(2 * MIN_FITTED_OBSERVATIONS, 0)
+    basis = np.column_stack([np.ones(len(targets)), np.zeros(len(targets)), np.zeros(len(targets))])
+    weights, noise = fit_weights(seen.kernel_inputs, np.array([0, 0, 1, 2, 3, 4]), basis, targets)
+    assert weights[0] > 3 * weights[1]
+    assert weights[1] > weights[2]
+    assert noise < NOISE / 2
+    # Neither cost nor epochs vary, so that their weights stay at the prior's mode.
+    assert weights[3:] == pytest.approx([1.0, 1.0])
+    new, truth = draw_settings(100, 1)
+    errors = [
+        float(np.abs(GaussianProcess(seen, targets, groups).predict(new)[0] - truth).mean())
+        for groups in (GROUPS, None)
+    ]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_length_scales_are_fixed_for_few_observations() -> None:
+    seen, targets = draw_settings(MIN_FITTED_OBSERVATIONS - 1, 0)
+    new, _ = draw_settings(5, 1)
+    fitted, fixed = (GaussianProcess(seen, targets, groups).predict(new) for groups in (GROUPS, None))
+    assert np.array_equal(fitted[0], fixed[0])
+
+
+def test_interpolation_meets_known_values_and_continues_trends() -> None:
+    seen = np.linspace(0.2, 0.8, 7)[:, None]
+    values = np.hstack([2.0 * seen, np.cos(3.0 * seen)])
+    assert interpolate_values(seen, values, seen) == pytest.approx(values, abs=0.03)
+    between, beyond = interpolate_values(seen, values, np.array([[0.55], [1.0]]))
+    assert between == pytest.approx([1.1, np.cos(1.65)], abs=0.03)
+    assert beyond[0] == pytest.approx(2.0, abs=0.1)
+
+
+def test_irreducible_error_is_fitted_to_the_spread_of_errors() -> None:
+    draw = np.random.default_rng(0)
+    seen = Inputs(draw.uniform(size=(40, 2)), draw.uniform(size=(40, 2)), draw.uniform(3, 6, 40), np.zeros(40))
+    reducible = np.exp(-1.0 * (seen.costs - 3) + 0.2 * draw.standard_normal(40))
+    # A power law that ends at 0, and one that ends at 0.7.
+    assert fit_irreducible_error(seen, reducible, 0.01) <= 0.02
+    limit = fit_irreducible_error(seen, 0.7 + 0.2 * reducible, 0.01)
+    assert 0.6 < limit < 0.75
+    few = MIN_COMPARED_OBSERVATIONS - 1
+    first = Inputs(seen.students[:few], seen.recipes[:few], seen.costs[:few], seen.epochs[:few])
+    assert fit_irreducible_error(first, 0.7 + 0.2 * reducible[:few], 0.01) == 0.0
+    # A perfect score leaves nothing below it.
+    assert fit_irreducible_error(seen, np.append(reducible[1:], 0.0), 0.01) == 0.0
+
+
+def test_deviations_follow_the_residuals_nearby() -> None:
+    """Half of the space is flat, the other half is not: one scale would be wrong in both."""
+    draw = np.random.default_rng(0)
+    settings = draw.uniform(size=(40, 1)) + np.repeat([0.0, 6.0], 20)[:, None]
+    seen = Inputs(settings, np.zeros((40, 1)), np.full(40, 4.0), np.zeros(40))
+    targets = -2.0 + np.repeat([0.01, 1.0], 20) * draw.standard_normal(40)
+    new = Inputs(np.array([[0.5], [6.5]]), np.zeros((2, 1)), np.full(2, 4.0), np.zeros(2))
+    local, common = (GaussianProcess(seen, targets, groups).predict(new)[1] for groups in (np.array([0, 1]), None))
+    assert common[1] < 1.5 * common[0]
+    assert local[1] > 3 * local[0]
