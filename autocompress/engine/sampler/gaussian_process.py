@@ -200,12 +200,8 @@ def fit_weights(X: Vector, columns: NDArray[np.int_], H: Vector, targets: Vector
         beta, scale, _ = fit_trend(H, targets, white_H, white_y)
         residual = white_y - white_H @ beta
         alpha = L_inverse.T @ residual / scale
-        slopes = (beta[1:] - [COST_SLOPE_MEAN, EPOCHS_SLOPE_MEAN]) / [COST_SLOPE_STD, EPOCHS_SLOPE_STD]
-        value = float(np.log(np.diag(L)).sum()) + (len(targets) - 1) * math.log(scale)
-        value += 0.5 * float(residual @ residual) / scale**2 + 0.5 * float(slopes @ slopes)
-        value += (
-            0.5 * (math.log(scale / SCALE_MEDIAN) / SCALE_LOG_STD) ** 2 + 0.5 * float(logs @ logs) / WEIGHT_LOG_STD**2
-        )
+        value = float(np.log(np.diag(L)).sum()) + _trend_loss(residual, beta, scale)
+        value += 0.5 * float(logs @ logs) / WEIGHT_LOG_STD**2
         # R&W (5.9): the derivative by an entry of K is half of this.
         D = L_inverse.T @ L_inverse - np.outer(alpha, alpha)
         by_weight = -0.25 * weights * np.tensordot(distances, D * correlations, 2)
