@@ -18,8 +18,8 @@ distances (automatic relevance determination, R&W section 5.1), by maximum a pos
 together with the noise. One scale for the whole space is too large where students hardly differ and too small where
 they differ much, so variances are multiplied by the mean squared leave-one-out residual of the observations nearby.
 
-scikit-learn's GaussianProcessRegressor has no basis functions with a prior. With the trend as a part of its kernel it
-gives the same predictions, but a selection takes 3 to 5 times as long, and its import adds 60% to the start of a search
+scikit-learn's GaussianProcessRegressor has no basis functions with a prior, and no prior of the weights. With the trend
+as a part of its kernel and fixed length scales it gives the same predictions, but takes 1.6 to 5 times as long
 (``reports/benchmarks/surrogate.md``).
 """
 
