@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import torch
 
@@ -23,6 +23,7 @@ from autocompress.measure.cost import count_flops
 from autocompress.trial.pipeline import TrialPipeline, reproducible_torch
 from autocompress.trial.teacher import Teacher
 from benchmarks.common import append_row, load_rows
+from benchmarks.variants import format_mean
 
 SHAPE = {"layers": 2, "attention_heads": 8, "head_size": 8}
 RATIOS = (0.5, 0.75)
@@ -73,9 +74,8 @@ def format_table(rows: list[dict[str, float | str]]) -> str:
     for key in dict.fromkeys((row["label"], row["ratio"]) for row in rows):
         chosen = [row for row in rows if (row["label"], row["ratio"]) == key]
         scores = [100 * float(row["accuracy"]) for row in chosen]
-        error = stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
         share = fmean(float(row["flops"]) for row in chosen) / full
-        lines.append(f"| {key[0]} | {key[1]:g} | {share:.2f} | {fmean(scores):.2f} ± {error:.2f} |")
+        lines.append(f"| {key[0]} | {key[1]:g} | {share:.2f} | {format_mean(scores, 2)} |")
     return "\n".join(lines)
 
 

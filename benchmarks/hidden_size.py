@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import torch
 
@@ -27,6 +27,7 @@ from autocompress.trial.pipeline import TrialPipeline, reproducible_torch
 from autocompress.trial.teacher import Teacher
 from benchmarks.common import append_row, describe_benchmark, describe_processor, load_rows
 from benchmarks.pretrained import bring_bert
+from benchmarks.variants import format_mean
 
 RATE, EXAMPLES = 1e-3, 8_000
 # Ratios of hidden size, of heads and feed-forward width, and of layers; rows of one group have similar FLOPs.
@@ -76,9 +77,8 @@ def format_table(rows: list[dict[str, float | str]]) -> str:
             continue
         shares = [f"{float(chosen[0][name]) / float(full[name]):.2f}" for name in ("flops", "parameters")]
         scores = [100 * float(row["accuracy"]) for row in chosen]
-        error = stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
         before = fmean(100 * float(row["before"]) for row in chosen)
-        lines.append(f"| {label} | {' | '.join(shares)} | {before:.1f} | {fmean(scores):.2f} ± {error:.2f} |")
+        lines.append(f"| {label} | {' | '.join(shares)} | {before:.1f} | {format_mean(scores, 2)} |")
     return "\n".join(lines)
 
 

@@ -47,6 +47,7 @@ from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.store.run_store import RunStore
 from benchmarks.common import append_row, describe_benchmark, describe_processor, load_rows
+from benchmarks.variants import format_mean
 
 #: Constants that switch a part of the surrogate off, with their values, by the name of the variant.
 VARIANTS: dict[str, tuple[tuple[ModuleType, str, object], ...]] = {
@@ -255,15 +256,10 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
     order = [(dataset, sampler) for dataset in REFERENCES for sampler in (*SAMPLERS, *VARIANTS)]
     for dataset, sampler in filter(groups.__contains__, order):
         group = groups[dataset, sampler]
-        cells = [_format_mean([row["regrets"][str(count)] for row in group]) for count in EVALUATIONS]
+        cells = [format_mean([row["regrets"][str(count)] for row in group], 4) for count in EVALUATIONS]
         milliseconds = statistics.fmean(row["milliseconds"] for row in group)
         lines.append(f"| {TITLES[dataset]} | {sampler} | {len(group)} | {' | '.join(cells)} | {milliseconds:.0f} |")
     return "\n".join(lines)
-
-
-def _format_mean(values: Sequence[float]) -> str:
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.4f} ± {error:.4f}"
 
 
 def main() -> None:

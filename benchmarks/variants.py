@@ -196,3 +196,14 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
     return statistics.fmean(values), error
+
+
+def format_mean(values: Sequence[float], digits: int) -> str:
+    """Return the mean and its standard error, which is 0 for one value, with some digits after the point.
+
+    Example:
+        >>> format_mean([1.0, 2.0, 3.0], 2), format_mean([1.0], 1)
+        ('2.00 ± 0.58', '1.0 ± 0.0')
+    """
+    mean, error = mean_and_error(values)
+    return f"{mean:.{digits}f} ± {error if len(values) > 1 else 0.0:.{digits}f}"
