@@ -7,11 +7,13 @@ times: the time of the last gain of the plain study divided by the time of the c
 one after the other on one machine, in an order that rotates with the seed.
 
 Runs are stored, so that more seeds can be added later. A contender that never reaches the hypervolume counts with its
-whole time, which overstates its ratio; the table shows how often this happens.
+whole time, which overstates its ratio; the table shows how often this happens. The contenders `qLogNEHVI` (Ament et al.
+2023, arXiv:2310.20708) need `pip install optuna-integration botorch`, and run where `--contenders` names them.
 """
 
 import statistics
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,10 +24,13 @@ from autocompress.errors import SearchFailedError
 from benchmarks.common import append_row, build_parser, describe_benchmark, geometric_mean, load_rows, rotate_names
 
 if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+
     from autocompress.engine.archive import Progress
 
 PLAIN = "plain TPE"
 OURS = "ours"
+BOTORCH = "qLogNEHVI"
 #: Changes of a shipped space by contender.
 CONTENDERS = {
     PLAIN: ("search.mode=sampled",),
@@ -35,6 +40,10 @@ CONTENDERS = {
     "supernet": ("search.mode=supernet",),
     "random with all cuts": ("search.sampler=random", "search.promotion=always"),
     "NSGA-II": ("search.mode=sampled", "search.sampler=nsga2"),
+    "Gaussian process of Optuna": ("search.mode=sampled", "search.sampler=gp"),
+    "Gaussian process of Optuna with all cuts": ("search.sampler=gp",),
+    BOTORCH: ("search.mode=sampled", "search.sampler=gp"),
+    f"{BOTORCH} with all cuts": ("search.sampler=gp",),
     "halving by accuracy": ("search.promotion=best_score",),
     "ours, nobody stopped": ("search.promotion=always",),
     "ours, no further cuts": ("search.refine=0",),
@@ -74,11 +83,42 @@ class TargetReached(KeyboardInterrupt):
     """Raised to end a search that has reached the target hypervolume."""
 
 
-def run(space: str, contender: str, seed: int, target: Run | None, overrides: list[str], workers: int) -> Run:
-    """Search until the target is reached; without a target, run all trials of the plain study."""
+def make_proposer(contender: str, seed: int) -> "BaseSampler | None":
+    """Return the sampler of a contender that differs from the one of its search, or ``None``.
+
+    Raises:
+        ImportError: A package that the contender needs is not installed.
+    """
     # Imported here because workers import this module at their start and do not need these modules.
     from optuna.samplers import TPESampler
 
+    if contender == PLAIN:
+        # Optuna's TPE with its defaults; the TPE of a search uses other settings (`engine/sampler/optuna.py`).
+        return TPESampler(seed=seed % 2**32)
+    if not contender.startswith(BOTORCH):
+        return None
+    from optuna_integration import BoTorchSampler
+    from optuna_integration.botorch.botorch import qnehvi_candidates_func
+
+    # By its name qNEHVI; it uses qLogNEHVI where BoTorch has it.
+    sampler: BaseSampler = BoTorchSampler(candidates_func=qnehvi_candidates_func, seed=seed % 2**32)
+    return sampler
+
+
+@contextmanager
+def _replace_sampler(contender: str) -> Iterator[None]:
+    if make_proposer(contender, 0) is None:
+        yield
+        return
+    with mock.patch(
+        "autocompress.engine.sampler.optuna.make_sampler", lambda name, seed: make_proposer(contender, seed)
+    ):
+        yield
+
+
+def run(space: str, contender: str, seed: int, target: Run | None, overrides: list[str], workers: int) -> Run:
+    """Search until the target is reached; without a target, run all trials of the plain study."""
+    # Imported here because workers import this module at their start and do not need these modules.
     from autocompress.engine.runner import Events, make_plan, run_search
     from autocompress.engine.spec import load_spec
     from autocompress.store.run_store import RunStore
@@ -93,11 +133,7 @@ def run(space: str, contender: str, seed: int, target: Run | None, overrides: li
         if target is not None and progress.hypervolume >= target.hypervolume:
             raise TargetReached
 
-    # Optuna's TPE with its defaults; the TPE of a search uses other settings (`engine/sampler/optuna.py`).
-    default_tpe = mock.patch(
-        "autocompress.engine.sampler.optuna.make_sampler", lambda name, seed: TPESampler(seed=seed % 2**32)
-    )
-    with TemporaryDirectory() as folder, default_tpe if contender == PLAIN else nullcontext():
+    with TemporaryDirectory() as folder, _replace_sampler(contender):
         run_folder = Path(folder) / "run"
         with suppress(TargetReached, SearchFailedError):
             run_search(make_plan(source, warm=True), run_folder, events=Events(progress=watch)).close()
@@ -172,7 +208,8 @@ def _format_cell(ratios: list[float], missed: int) -> str:
 def main() -> None:
     """Run the missing searches and print the table."""
     parser = build_parser(__doc__, "reports/benchmarks/time_to_hypervolume.md", 10)
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    default = [name for name in CONTENDERS if not name.startswith(BOTORCH)]
+    parser.add_argument("--contenders", nargs="+", default=default, choices=list(CONTENDERS))
     arguments = parser.parse_args()
     file = arguments.out.with_suffix(".jsonl")
     for seed in range(arguments.seeds):
