@@ -12,6 +12,7 @@ whole time, which overstates its ratio; the table shows how often this happens. 
 """
 
 import statistics
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -90,6 +91,7 @@ def make_proposer(contender: str, seed: int) -> "BaseSampler | None":
         ImportError: A package that the contender needs is not installed.
     """
     # Imported here because workers import this module at their start and do not need these modules.
+    from optuna.exceptions import ExperimentalWarning
     from optuna.samplers import TPESampler
 
     if contender == PLAIN:
@@ -100,8 +102,9 @@ def make_proposer(contender: str, seed: int) -> "BaseSampler | None":
     from optuna_integration import BoTorchSampler
     from optuna_integration.botorch.botorch import qnehvi_candidates_func
 
-    # By its name qNEHVI; it uses qLogNEHVI where BoTorch has it.
-    sampler: BaseSampler = BoTorchSampler(candidates_func=qnehvi_candidates_func, seed=seed % 2**32)
+    with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
+        # By its name qNEHVI; it uses qLogNEHVI where BoTorch has it.
+        sampler: BaseSampler = BoTorchSampler(candidates_func=qnehvi_candidates_func, seed=seed % 2**32)
     return sampler
 
 
