@@ -32,9 +32,9 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
 # Length scales of the encoded hyperparameters, each in 0..1: where half of a student's coordinates differ, the
-# correlation is small. Distillation and fitting matter less than the student: fitted to 152 random trials of ``digits``,
-# most of their length scales are above 3, and with the students' scale a search tried the recipes of one student in
-# turn.
+# correlation is small. Distillation and fitting matter less than the student: fitted to 152 random trials of
+# ``digits``, most of their length scales are above 3, and with the students' scale a search tried the recipes of one
+# student in turn.
 LENGTH_SCALE_STUDENT = 1.2
 LENGTH_SCALE_RECIPE = 3.0
 # Length scale of the cost, in decimal logarithms (powers of ten).
@@ -168,7 +168,7 @@ class GaussianProcess:
 
 
 def basis_functions(inputs: Inputs, mean_cost: float, mean_density: float) -> Vector:
-    """Return the basis functions ``h`` of each trial, ``[N, 4]``; costs and densities are centred on the observed means."""
+    """Return the basis functions ``h`` of each trial, ``[N, 4]``; costs and densities are centred."""
     ones = np.ones(len(inputs.costs))
     return np.column_stack([ones, inputs.costs - mean_cost, inputs.epochs, inputs.densities - mean_density])
 
