@@ -22,15 +22,14 @@ from sklearn.gaussian_process.kernels import Kernel
 
 from autocompress.core.atomic import write_atomic
 from autocompress.engine.sampler.gaussian_process import (
-    COST_SLOPE_MEAN,
-    COST_SLOPE_STD,
-    EPOCHS_SLOPE_MEAN,
-    EPOCHS_SLOPE_STD,
     INTERCEPT_PRECISION,
     MAP_ITERATIONS,
     NOISE,
+    SLOPE_MEANS,
+    SLOPE_STDS,
     GaussianProcess,
     Inputs,
+    basis_functions,
     fit_scale,
     kernel,
 )
@@ -39,29 +38,30 @@ from benchmarks.common import describe_benchmark
 Vector = NDArray[np.float64]
 OBSERVATIONS = (10, 60, 240)
 QUERIES = 300
+#: Number of basis functions.
+TREND = 1 + len(SLOPE_MEANS)
 IMPORTS = {"the engine": "autocompress.engine.runner"}
 IMPORTS["with sklearn.gaussian_process"] = f"{IMPORTS['the engine']}, sklearn.gaussian_process"
 
 
 class TrendKernel(Kernel):  # type: ignore[misc]
-    """The surrogate's kernel plus ``h(x)^T B h(y) / scale^2``; the last three columns of an input are ``h``."""
+    """The surrogate's kernel plus ``h(x)^T B h(y) / scale^2``; the last ``TREND`` columns of an input are ``h``."""
 
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = scale
 
     def variances(self) -> Vector:
-        """Return the prior variances of the trend's coefficients, in units of the scale's square, ``[3]``."""
-        slopes = (np.array([COST_SLOPE_STD, EPOCHS_SLOPE_STD]) / self.scale) ** 2
-        return np.array([1 / INTERCEPT_PRECISION, *slopes])
+        """Return the prior variances of the trend's coefficients, in units of the scale's square, ``[4]``."""
+        return np.append(1 / INTERCEPT_PRECISION, (SLOPE_STDS / self.scale) ** 2)
 
     def __call__(self, X: Vector, Y: Vector | None = None, eval_gradient: bool = False) -> Vector:
         """Return the covariances of all pairs, ``[N, M]``."""
         Y = X if Y is None else Y
-        return kernel(X[:, :-3], Y[:, :-3]) + (X[:, -3:] * self.variances()) @ Y[:, -3:].T
+        return kernel(X[:, :-TREND], Y[:, :-TREND]) + (X[:, -TREND:] * self.variances()) @ Y[:, -TREND:].T
 
     def diag(self, X: Vector) -> Vector:
         """Return the variance of each input, ``[N]``."""
-        return 1.0 + (X[:, -3:] ** 2) @ self.variances()
+        return 1.0 + (X[:, -TREND:] ** 2) @ self.variances()
 
     def is_stationary(self) -> bool:
         """Return that it is not: the trend grows with the cost."""
@@ -72,7 +72,7 @@ def make_trials(count: int, random: np.random.Generator) -> Inputs:
     """Return trials with five hyperparameters of the student and eight of the recipe."""
     shares = random.choice([1 / 9, 1 / 3, 1.0], count)
     settings = random.uniform(size=(count, 5)), random.uniform(size=(count, 8))
-    return Inputs(*settings, random.uniform(3, 8, count), np.log(shares))
+    return Inputs(*settings, random.uniform(3, 8, count), random.uniform(-2, 1, count), np.log(shares))
 
 
 def predict_ours(seen: Inputs, targets: Vector, new: Inputs) -> tuple[Vector, Vector]:
@@ -82,20 +82,20 @@ def predict_ours(seen: Inputs, targets: Vector, new: Inputs) -> tuple[Vector, Ve
 
 def predict_sklearn(seen: Inputs, targets: Vector, new: Inputs) -> tuple[Vector, Vector]:
     """Return means and deviations of the same model by scikit-learn, ``[M]`` each."""
-    mean_cost = seen.costs.mean()
+    means = float(seen.costs.mean()), float(seen.densities.mean())
 
     def join(inputs: Inputs) -> Vector:
-        basis = (np.ones(len(inputs.costs)), inputs.costs - mean_cost, inputs.epochs)
-        return np.column_stack([inputs.kernel_inputs, *basis])
+        return np.hstack([inputs.kernel_inputs, basis_functions(inputs, *means)])
 
     X, X_new = join(seen), join(new)
-    H = X[:, -3:]
-    b = np.array([0.0, COST_SLOPE_MEAN, EPOCHS_SLOPE_MEAN])
+    H = X[:, -TREND:]
+    b = np.append(0.0, SLOPE_MEANS)
     centred = targets - H @ b
     # The first residual is that of the prior slopes, as in the surrogate.
     residual = centred - centred.mean()
     scale = fit_scale(
-        float(residual @ np.linalg.solve(kernel(X[:, :-3], X[:, :-3]) + NOISE * np.eye(len(X)), residual)), len(X) - 1
+        float(residual @ np.linalg.solve(kernel(X[:, :-TREND], X[:, :-TREND]) + NOISE * np.eye(len(X)), residual)),
+        len(X) - 1,
     )
     for iteration in range(MAP_ITERATIONS):
         trend = TrendKernel(scale)
@@ -104,7 +104,7 @@ def predict_sklearn(seen: Inputs, targets: Vector, new: Inputs) -> tuple[Vector,
             residual = centred - H @ (trend.variances() * (H.T @ model.alpha_))
             scale = fit_scale(float(residual @ model.alpha_), len(X) - 1)
     mean, deviation = model.predict(X_new, return_std=True)
-    return X_new[:, -3:] @ b + mean, scale * deviation
+    return X_new[:, -TREND:] @ b + mean, scale * deviation
 
 
 def time_predictions(count: int, repeats: int) -> tuple[float, float, float]:

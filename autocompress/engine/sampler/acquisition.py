@@ -151,12 +151,14 @@ class TrialFeatures:
         config: Student, distillation and fitting of the trial.
         point: Normalised objectives of the uncompressed student, ``[M]``; its scores are placeholders.
         log_cost: Decimal logarithm of its first cost.
+        log_density: Decimal logarithm of its number of parameters per cost; 0 if that is unknown.
         epoch_cost: Compute cost of one epoch, as :func:`estimate_epoch_cost` gives it.
     """
 
     config: CompressionConfig
     point: Vector
     log_cost: float
+    log_density: float
     epoch_cost: float
 
 
@@ -467,7 +469,9 @@ class SurrogateSampler:
         assert self._template is not None
         candidate = Candidate("", -1, config, 0, self._template.scores, costs)
         log_cost = math.log10(max(costs.get(self._cost_name, 0.0), MIN_COST))
-        return TrialFeatures(config, self._normalise(candidate), log_cost, estimate_epoch_cost(costs, config))
+        parameters = costs.get("parameters", 0.0)
+        density = math.log10(parameters) - log_cost if parameters > 0 else 0.0
+        return TrialFeatures(config, self._normalise(candidate), log_cost, density, estimate_epoch_cost(costs, config))
 
     def _screen_configs(
         self,
@@ -580,6 +584,7 @@ class SurrogateSampler:
             np.stack([student for student, _ in pairs]),
             np.stack([recipe for _, recipe in pairs]),
             np.array([trial.log_cost for trial in trials]),
+            np.array([trial.log_density for trial in trials]),
             np.log(np.array(shares)),
         )
 

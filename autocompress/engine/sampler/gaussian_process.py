@@ -5,7 +5,8 @@ prior on their coefficients:
 
     y(x) = h(x)^T beta + f(x) + noise,    f ~ GP(0, scale^2 k),    beta ~ N(b, B),    noise ~ N(0, scale^2 NOISE)
 
-``h(x) = (1, cost, log share of epochs)`` is the trend: errors fall with cost and with epochs. The rates and the scale
+``h(x) = (1, cost, log share of epochs, density)`` is the trend: errors fall with cost, with epochs and, at equal cost,
+with the number of parameters, which is known before training as well. The rates and the scale
 differ tenfold between tasks, so both are fitted online from a stated prior, the scale by maximum a posteriori. A slope
 that is too steep makes a search train ever larger students; a scale that is too large makes it try ever more small
 ones. Matrices hold one trial a row, so that ``H`` is the transpose of R&W's.
@@ -30,9 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
-# Length scale of the encoded hyperparameters, each in 0..1: where half of a student's coordinates differ, the
-# correlation is small; likewise for a recipe.
-LENGTH_SCALE_SETTINGS = 1.2
+# Length scales of the encoded hyperparameters, each in 0..1: where half of a student's coordinates differ, the
+# correlation is small. Distillation and fitting matter less than the student: fitted to 152 random trials of
+# ``digits``, most of their length scales are above 3, and with the students' scale a search tried the recipes of one
+# student in turn.
+LENGTH_SCALE_STUDENT = 1.2
+LENGTH_SCALE_RECIPE = 3.0
 # Length scale of the cost, in decimal logarithms (powers of ten).
 LENGTH_SCALE_COST = 2.0
 # Length scale of the share of epochs, in natural logarithms: the correlation between a ninth of the epochs and all of
@@ -43,8 +47,13 @@ LENGTH_SCALE_EPOCHS = 1.5
 NOISE = 0.05
 # Prior of the slope in cost: mean and standard deviation of the change of the log error per power of ten.
 COST_SLOPE_MEAN, COST_SLOPE_STD = -1.75, 1.0
+# Prior of the slope in density, per power of ten of the number of parameters at equal cost. Least squares on random
+# trials give -1.0 on ``digits``, and 0.1 and -0.5 on two searches of ``mnist1d``.
+DENSITY_SLOPE_MEAN, DENSITY_SLOPE_STD = -0.5, 0.5
 # Prior of the slope in epochs: mean and standard deviation of the change of the log error per unit of log share.
 EPOCHS_SLOPE_MEAN, EPOCHS_SLOPE_STD = -0.4, 0.3
+SLOPE_MEANS = np.array([COST_SLOPE_MEAN, EPOCHS_SLOPE_MEAN, DENSITY_SLOPE_MEAN])
+SLOPE_STDS = np.array([COST_SLOPE_STD, EPOCHS_SLOPE_STD, DENSITY_SLOPE_STD])
 # Prior precision of the intercept, in units of 1 / scale^2: nearly flat, as nothing is assumed of the level of errors.
 INTERCEPT_PRECISION = 1e-6
 # Prior of ``scale``, the standard deviation of trials around the trend: log-normal with this median and deviation.
@@ -79,20 +88,22 @@ class Inputs:
         students: Encoded hyperparameters of the students, ``[N, S]``, each from 0 to 1.
         recipes: Encoded hyperparameters of distillation and fitting, ``[N, R]``, each from 0 to 1.
         costs: Decimal logarithms of the students' costs, ``[N]``.
+        densities: Decimal logarithms of their parameters per cost, ``[N]``; 0 where parameters are unknown.
         epochs: Natural logarithms of the share of the epochs, ``[N]``: 0 for a complete trial.
     """
 
     students: Vector
     recipes: Vector
     costs: Vector
+    densities: Vector
     epochs: Vector
 
     @property
     def kernel_inputs(self) -> Vector:
         """Coordinates divided by their length scales, ``[N, D]``."""
-        settings = np.hstack([self.students, self.recipes]) / LENGTH_SCALE_SETTINGS
+        settings = [self.students / LENGTH_SCALE_STUDENT, self.recipes / LENGTH_SCALE_RECIPE]
         costs = self.costs[:, None] / LENGTH_SCALE_COST
-        return np.hstack([settings, costs, self.epochs[:, None] / LENGTH_SCALE_EPOCHS])
+        return np.hstack([*settings, costs, self.epochs[:, None] / LENGTH_SCALE_EPOCHS])
 
 
 class GaussianProcess:
@@ -110,8 +121,8 @@ class GaussianProcess:
     """
 
     def __init__(self, inputs: Inputs, targets: Vector, groups: NDArray[np.int_] | None = None) -> None:
-        self._mean_cost = float(inputs.costs.mean())
-        H = basis_functions(inputs, self._mean_cost)
+        self._means = float(inputs.costs.mean()), float(inputs.densities.mean())
+        H = basis_functions(inputs, *self._means)
         X = inputs.kernel_inputs
         self._column_scales = np.ones(X.shape[1])
         noise = NOISE
@@ -142,7 +153,7 @@ class GaussianProcess:
             inputs: The trials to predict, ``M`` of them.
         """
         k_star = kernel(inputs.kernel_inputs * self._column_scales, self._X)
-        H_star = basis_functions(inputs, self._mean_cost)
+        H_star = basis_functions(inputs, *self._means)
         mean: Vector = H_star @ self._beta + k_star @ self._alpha
         v = np.linalg.solve(self._L, k_star.T)
         R = H_star - v.T @ self._white_H
@@ -156,9 +167,10 @@ class GaussianProcess:
         return mean, self._scale * np.sqrt(np.maximum(variance, 0.0))
 
 
-def basis_functions(inputs: Inputs, mean_cost: float) -> Vector:
-    """Return the basis functions ``h`` of each trial, ``[N, 3]``; costs are centred on the observed ones' mean."""
-    return np.column_stack([np.ones(len(inputs.costs)), inputs.costs - mean_cost, inputs.epochs])
+def basis_functions(inputs: Inputs, mean_cost: float, mean_density: float) -> Vector:
+    """Return the basis functions ``h`` of each trial, ``[N, 4]``; costs and densities are centred."""
+    ones = np.ones(len(inputs.costs))
+    return np.column_stack([ones, inputs.costs - mean_cost, inputs.epochs, inputs.densities - mean_density])
 
 
 def kernel(X: Vector, Y: Vector) -> Vector:
@@ -181,7 +193,7 @@ def fit_weights(X: Vector, columns: NDArray[np.int_], H: Vector, targets: Vector
     Args:
         X: Coordinates of the observations in units of their fixed length scales, ``[N, D]``.
         columns: Number of the weight of each coordinate, ``[D]``.
-        H: Basis functions of the observations, ``[N, 3]``.
+        H: Basis functions of the observations, ``[N, 4]``.
         targets: Logarithms of their errors, ``[N]``.
     """
     from scipy.optimize import minimize  # Only long searches need it.
@@ -229,7 +241,7 @@ def fit_irreducible_error(inputs: Inputs, errors: Vector, floor: float) -> float
         return 0.0
     X = inputs.kernel_inputs
     L = np.linalg.cholesky(kernel(X, X) + NOISE * np.eye(len(errors)))
-    H = basis_functions(inputs, float(inputs.costs.mean()))
+    H = basis_functions(inputs, float(inputs.costs.mean()), float(inputs.densities.mean()))
     shifts = float(errors.min()) * np.array(IRREDUCIBLE_SHARES)
     Y = np.log(errors[:, None] - shifts + floor)
     white = np.linalg.solve(L, np.hstack([H, Y]))
@@ -246,10 +258,10 @@ def _trend_loss(residual: Vector, beta: Vector, scale: float) -> float:
 
     Args:
         residual: Whitened residuals, ``[N]``.
-        beta: Coefficients of the trend, ``[3]``.
+        beta: Coefficients of the trend, ``[4]``.
         scale: Standard deviation of trials around the trend.
     """
-    slopes = (beta[1:] - [COST_SLOPE_MEAN, EPOCHS_SLOPE_MEAN]) / [COST_SLOPE_STD, EPOCHS_SLOPE_STD]
+    slopes = (beta[1:] - SLOPE_MEANS) / SLOPE_STDS
     squares = float(residual @ residual) / scale**2 + float(slopes @ slopes)
     squares += (math.log(scale / SCALE_MEDIAN) / SCALE_LOG_STD) ** 2
     return (len(residual) - 1) * math.log(scale) + 0.5 * squares
@@ -260,23 +272,22 @@ def _square_distances(X: Vector) -> Vector:
 
 
 def fit_trend(H: Vector, targets: Vector, white_H: Vector, white_y: Vector) -> tuple[Vector, float, Vector]:
-    """Return ``beta``, ``scale`` and the posterior precision ``A``, ``[3, 3]``, by maximum a posteriori.
+    """Return ``beta``, ``scale`` and the posterior precision ``A``, ``[4, 4]``, by maximum a posteriori.
 
     Args:
-        H: Basis functions of the observations, ``[N, 3]``.
+        H: Basis functions of the observations, ``[N, 4]``.
         targets: Logarithms of their errors, ``[N]``.
-        white_H: Whitened basis functions ``L^-1 H``, ``[N, 3]``.
+        white_H: Whitened basis functions ``L^-1 H``, ``[N, 4]``.
         white_y: Whitened targets ``L^-1 y``, ``[N]``.
     """
-    b = np.array([0.0, COST_SLOPE_MEAN, EPOCHS_SLOPE_MEAN])
+    b = np.append(0.0, SLOPE_MEANS)
     # The iteration starts at the prior slopes, with the intercept that fits them to the observations.
-    beta = b + np.array([float((targets - H @ b).mean()), 0.0, 0.0])
+    beta = b + np.append(float((targets - H @ b).mean()), np.zeros(len(SLOPE_MEANS)))
     for _ in range(MAP_ITERATIONS):
         white_residual = white_y - white_H @ beta
         # One degree of freedom goes to the intercept, which has no prior to speak of.
         scale = fit_scale(float(white_residual @ white_residual), len(targets) - 1)
-        slopes_precision = (scale / COST_SLOPE_STD) ** 2, (scale / EPOCHS_SLOPE_STD) ** 2
-        prior_precision = np.diag([INTERCEPT_PRECISION, *slopes_precision])
+        prior_precision = np.diag(np.append(INTERCEPT_PRECISION, (scale / SLOPE_STDS) ** 2))
         precision = prior_precision + white_H.T @ white_H
         beta = np.linalg.solve(precision, prior_precision @ b + white_H.T @ white_y)
     return beta, scale, precision
@@ -292,7 +303,7 @@ def interpolate_values(seen: Vector, values: Vector, new: Vector) -> Vector:
     """
 
     def covariance(X: Vector, Y: Vector) -> Vector:
-        return LINEAR_VARIANCE * (X - 0.5) @ (Y - 0.5).T + kernel(X / LENGTH_SCALE_SETTINGS, Y / LENGTH_SCALE_SETTINGS)
+        return LINEAR_VARIANCE * (X - 0.5) @ (Y - 0.5).T + kernel(X / LENGTH_SCALE_STUDENT, Y / LENGTH_SCALE_STUDENT)
 
     mean = values.mean(axis=0)
     K = covariance(seen, seen) + INTERPOLATION_NOISE * np.eye(len(seen))

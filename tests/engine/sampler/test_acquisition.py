@@ -104,7 +104,7 @@ def test_expectation_is_over_the_quadrature() -> None:
 
 def test_models_predict_errors_above_the_irreducible_one() -> None:
     draw = np.random.default_rng(0)
-    seen = Inputs(draw.uniform(size=(30, 1)), np.empty((30, 0)), draw.uniform(3, 6, 30), np.zeros(30))
+    seen = Inputs(draw.uniform(size=(30, 1)), np.empty((30, 0)), draw.uniform(3, 6, 30), np.zeros(30), np.zeros(30))
     reducible = np.exp(-1.0 * (seen.costs - 3))
     errors = np.column_stack([0.7 + 0.2 * reducible, reducible])
     models = ErrorModels.fit(seen, errors, np.array([0]))
