@@ -67,7 +67,8 @@ def test_the_saving_is_relative_to_8_bits_of_the_same_seed() -> None:
 def test_losses_count_from_the_network_that_was_trained_on() -> None:
     rows = [
         make_row("float", [make_point(309.4, 0.8)]),
-        make_row("w8a8", [make_point(77.4, 0.82)]),
+        make_row("w8a8", [make_point(77.4, 0.79)]),
+        make_row("w8a8_trained", [make_point(77.4, 0.82)]),
         make_row("joint", [make_point(13.35, 0.804), make_point(5.0, 0.79)]),
     ]
     # The published 26.7 kB lose 1.7 points: 80.3% is enough here, which the model of 79% does not have.

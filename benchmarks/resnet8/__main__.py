@@ -1,15 +1,16 @@
 """ResNet-8 on CIFAR-10, accuracy against kilobytes: `python -m benchmarks.resnet8 [--seeds 3] [--minutes 12]`.
 
 The network of MLPerf Tiny (78,042 parameters) is trained once and compressed by each way in the same minutes on one
-thread, with the same images and augmented views: as a whole with 8 bits of weights and activations (trained on for as
-many epochs as a student), by a joint search over pruned students (`from_teacher`) and their bits (post-training
-quantization to 8 bits, learned step sizes with 4, 3 and 2 bits; activations have 8), and by PLiNIO's MPS, the public
-code of Motetti et al. 2024 (arXiv:2407.01054): bits of each output channel among 0, 2, 4 and 8. A kilobyte is 1,000
-bytes of weights of convolutions and linear layers, without biases and scales, as in that publication. The images are
-JPEG files, on which a network scores some points less than on the originals. The minutes are far fewer than the
-authors' epochs (up to 500 for each of three phases): losses against the own network in floating point compare with the
-published ones better than accuracies do, and neither does well. PLiNIO is not on PyPI: `--python` names an interpreter
-in which it is installed; without it, or where it fails, its row says so. Rows are stored, so that a run resumes.
+thread, with the same images and augmented views: as a whole with 8 bits of weights and activations, at once and trained
+on with distillation for as many epochs as a student; by a joint search over pruned students (`from_teacher`, the same
+share of channels in every layer) and their bits (post-training quantization to 8, 6 and 5 bits, learned step sizes with
+4, 3 and 2 bits, 8 bits of activations); and by PLiNIO's MPS, the public code of Motetti et al. 2024 (arXiv:2407.01054),
+which chooses 0, 2, 4 or 8 bits for each output channel. A kilobyte is 1,000 bytes of weights of convolutions and linear
+layers, without biases and scales, as in that publication. The images are JPEG files, on which a network scores some
+points less than on the originals. The minutes are far fewer than the authors' epochs (up to 500 for each of three
+phases): losses against the own network in floating point compare with the published ones better than accuracies do, and
+neither does well. PLiNIO is not on PyPI: `--python` names an interpreter in which it is installed; without it, or where
+it fails, its row says so. Rows are stored, so that a run resumes.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from typing import Any
 from autocompress.core.atomic import write_atomic
 from benchmarks.common import append_row, load_rows
 from benchmarks.resnet8.table import format_page
-from benchmarks.resnet8.ways import WAYS, Settings
+from benchmarks.resnet8.ways import FIXED, WAYS, Settings
 
 #: Seconds beyond its time after which a way is stopped: reading the data and a step that was begun take time.
 GRACE = 900.0
@@ -57,13 +58,13 @@ def run_missing(rows: Path, settings: Settings, seeds: int, pythons: Mapping[str
     Args:
         rows: File of the rows.
         settings: What all ways share.
-        seeds: Number of seeds; the teacher has one.
+        seeds: Number of seeds; what is not random has one.
         pythons: Interpreter of each way that is to run.
     """
     stored = {(row["way"], row["seed"]) for row in load_rows(rows)}
     for seed in range(seeds):
         for way, python in pythons.items():
-            if (way, seed) not in stored and not (way == "float" and seed):
+            if (way, seed) not in stored and not (way in FIXED and seed):
                 result = run_apart(python, settings, way, seed)
                 print(way, seed, f"{result['seconds']:.0f} s", len(result["points"]), result["error"], flush=True)
                 shown = {**asdict(settings), "folder": "", "weights": ""}

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autocompress.core.method import LayerBits
+from autocompress.core.method import Context, LayerBits
+from autocompress.core.registry import QUANTIZE
 from autocompress.core.task import Split, Splits
 from autocompress.engine.runner import make_plan
 from autocompress.engine.spec import parse_spec
@@ -126,13 +127,27 @@ def weight_kilobytes(subject: Subject) -> float:
     return sum(layer.weights * subject.bits.get(layer.name, LayerBits()).weight for layer in layers) / BITS_PER_KILOBYTE
 
 
+def count_weights(model: nn.Module) -> int:
+    """Return the number of weights of convolutions and linear layers."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.dim() > 1)
+
+
 def run_float(problem: Problem) -> Iterator[Point]:
     """Yield the teacher itself."""
-    weights = sum(parameter.numel() for parameter in problem.teacher.parameters() if parameter.dim() > 1)
-    yield measure_point("teacher", 32 * weights / BITS_PER_KILOBYTE, problem.teacher, problem)
+    yield measure_point("teacher", 32 * count_weights(problem.teacher) / BITS_PER_KILOBYTE, problem.teacher, problem)
 
 
 def run_eight_bits(problem: Problem) -> Iterator[Point]:
+    """Yield the teacher with 8 bits of weights and activations, without training."""
+    method = QUANTIZE.get("post_training")
+    bits = {"weight_bits": 8, "activation_bits": 8, "observer": "mse", "weight_observer": "mse"}
+    batches = tuple(batch.inputs for batch in problem.splits.calibration.batches(BATCH))
+    context = Context(problem.task.example(), batches)
+    model, _ = method.apply(problem.teacher, method.config.of(bits), context)
+    yield measure_point("teacher", 8 * count_weights(problem.teacher) / BITS_PER_KILOBYTE, model, problem)
+
+
+def run_trained_eight_bits(problem: Problem) -> Iterator[Point]:
     """Train the whole network on as a student, and yield it with 8 bits of weights and activations."""
     yield from _search(problem, {"trials": 1, "ratios": 0.0, "bits": 8, "training": ""})
 
@@ -261,9 +276,12 @@ def score(model: nn.Module, split: Split) -> float:
     return right / len(split)
 
 
+#: Ways that have no seed.
+FIXED = frozenset({"float", "w8a8"})
 WAYS: dict[str, Callable[[Problem], Iterator[Point]]] = {
     "float": run_float,
     "w8a8": run_eight_bits,
+    "w8a8_trained": run_trained_eight_bits,
     "joint": run_joint,
     "plinio": run_plinio,
 }
