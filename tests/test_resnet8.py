@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from autocompress.core.method import LayerBits
+from autocompress.core.registry import OBJECTIVES
 from autocompress.measure.cost import layer_costs
 from autocompress.measure.objectives import Subject
 from benchmarks.common import load_rows
@@ -42,8 +43,12 @@ def test_the_network_is_that_of_mlperf_tiny() -> None:
     assert sum(parameter.numel() for parameter in network.parameters()) == 78_042
     # In 8 bits, the size in kilobytes is that of the publication.
     bits = dict.fromkeys(layers, LayerBits(8, 8))
-    assert weight_kilobytes.measure(Subject(layers=layers, bits=bits)) == pytest.approx(77.36)
-    assert weight_kilobytes.measure(Subject(layers=layers)) == pytest.approx(4 * 77.36)
+    assert weight_kilobytes(Subject(layers=layers, bits=bits)) == pytest.approx(77.36)
+    assert weight_kilobytes(Subject(layers=layers)) == pytest.approx(4 * 77.36)
+
+
+def test_the_size_is_no_objective_of_other_searches() -> None:
+    assert "weight_kilobytes" not in OBJECTIVES
 
 
 def test_the_smallest_model_of_an_accuracy_is_found() -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from autocompress.core.knobs import Leaf
 from autocompress.core.method import Context, LayerBits
 from autocompress.core.registry import QUANTIZE
 from autocompress.core.task import Split, Splits
@@ -111,6 +112,8 @@ class Problem:
 
 def load_problem(settings: Settings, seed: int) -> Problem:
     """Return the problem; the teacher is trained, or read from the cache."""
+    # For this process alone: a search of another one has no use for the size.
+    objective("weight_kilobytes", "minimize", "cost", " kB")(weight_kilobytes)
     task = bring_resnet8(settings.folder, settings.teacher_epochs, settings.limit, settings.weights)
     # The splits and the teacher of a search.
     text = SPACE.format(trials=1, ratios=0.0, bits=8, epochs=1, training="")
@@ -120,7 +123,6 @@ def load_problem(settings: Settings, seed: int) -> Problem:
     return Problem(settings, seed, task, plan.splits, teacher.model)
 
 
-@objective("weight_kilobytes", "minimize", "cost", " kB")
 def weight_kilobytes(subject: Subject) -> float:
     """Bits of the weights of all layers, in 1,000 bytes."""
     layers = subject.layers.values()
@@ -140,7 +142,7 @@ def run_float(problem: Problem) -> Iterator[Point]:
 def run_eight_bits(problem: Problem) -> Iterator[Point]:
     """Yield the teacher with 8 bits of weights and activations, without training."""
     method = QUANTIZE.get("post_training")
-    bits = {"weight_bits": 8, "activation_bits": 8, "observer": "mse", "weight_observer": "mse"}
+    bits: dict[str, Leaf] = {"weight_bits": 8, "activation_bits": 8, "observer": "mse", "weight_observer": "mse"}
     batches = tuple(batch.inputs for batch in problem.splits.calibration.batches(BATCH))
     context = Context(problem.task.example(), batches)
     model, _ = method.apply(problem.teacher, method.config.of(bits), context)
