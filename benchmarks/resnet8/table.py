@@ -71,11 +71,11 @@ def format_page(rows: Sequence[Mapping[str, Any]], document: str | None) -> str:
         describe_benchmark(document),
         "",
         f"Measured on one thread of: {describe_processor()}. {settings['seconds'] / 60:g} minutes for each way and "
-        f"seed, {settings['teacher_epochs']} epochs of the teacher, {settings['epochs']} epochs of a student and of a "
-        f"training under rounding; {images}, the others calibrate and validate.",
+        f"seed, {settings['teacher_epochs']} epochs of the teacher, {settings['epochs']} epochs of a student, "
+        f"{2 * settings['epochs']} of a training under rounding; {images}, the others calibrate and validate.",
         "",
-        "| way | seeds | seconds | models | best test accuracy | its kB | remark |",
-        "|---|---|---|---|---|---|---|",
+        "| way | seeds | seconds | of the processor | models | best test accuracy | its kB | remark |",
+        "|" + "---|" * 8,
         *(_format_way(way, group) for way, group in groups.items() if group),
         "",
         *_format_fronts(groups),
@@ -94,6 +94,7 @@ def _format_way(way: str, rows: Points) -> str:
         TITLES[way],
         str(len(rows)),
         f"{sum(row['seconds'] for row in rows) / len(rows):.0f}",
+        f"{sum(row['processor_seconds'] for row in rows) / len(rows):.0f}",
         f"{sum(len(row['points']) for row in rows) / len(rows):.1f}",
         format_mean([100 * point["test"] for point in best], 1) if best else "–",
         format_mean([point["kilobytes"] for point in best], 1) if best else "–",
