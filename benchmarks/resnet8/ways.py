@@ -175,8 +175,8 @@ def _search(problem: Problem, space: Mapping[str, object]) -> Iterator[Point]:
             yield Point(str(row["id"]), float(row["weight_kilobytes"]), float(val), float(row["accuracy_test"]))
 
 
-#: Strengths of the size in the loss: a run each, which share the time.
-STRENGTHS = (5e-7, 3e-6)
+#: Strengths of the size in the loss: a run each, which share the time. More than one leaves each an epoch or two.
+STRENGTHS = (1e-6,)
 
 
 def run_plinio(problem: Problem) -> Iterator[Point]:
