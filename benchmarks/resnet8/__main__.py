@@ -2,7 +2,8 @@
 
 The network of MLPerf Tiny (78,042 parameters) is trained once and compressed by each way in the same minutes on one
 thread, with the same images and augmented views: as a whole with 8 bits of weights and activations, at once and trained
-on with distillation for as many epochs as a student; by a joint search over pruned students (`from_teacher`, the same
+on with distillation for as many epochs as a student; with 6 to 3 bits of weights without training, the same in all
+layers or chosen by layer (`mixed_precision`); by a joint search over pruned students (`from_teacher`, the same
 share of channels in every layer) and their bits (post-training quantization to 6, 5 and 4 bits, learned step sizes with
 3 and 2 bits, 8 bits of activations); and by PLiNIO's MPS, the public code of Motetti et al. 2024 (arXiv:2407.01054),
 which chooses 0, 2, 4 or 8 bits for each output channel. A kilobyte is 1,000 bytes of weights of convolutions and linear

@@ -23,6 +23,7 @@ from autocompress.core.registry import QUANTIZE
 from autocompress.core.task import Split, Splits
 from autocompress.engine.runner import make_plan
 from autocompress.engine.spec import parse_spec
+from autocompress.measure.cost import layer_costs
 from autocompress.measure.objectives import Subject, objective
 from autocompress.tasks.module import Module
 from autocompress.trial.teacher import load_teacher
@@ -30,6 +31,7 @@ from benchmarks.resnet8.problem import bring_resnet8
 
 BATCH = 128
 BITS_PER_KILOBYTE = 8000
+CALIBRATION_BATCHES = 3
 
 SPACE = """
 task: module
@@ -142,12 +144,27 @@ def run_float(problem: Problem) -> Iterator[Point]:
 
 def run_eight_bits(problem: Problem) -> Iterator[Point]:
     """Yield the teacher with 8 bits of weights and activations, without training."""
-    method = QUANTIZE.get("post_training")
-    bits: dict[str, Leaf] = {"weight_bits": 8, "activation_bits": 8, "observer": "mse", "weight_observer": "mse"}
-    batches = tuple(batch.inputs for batch in problem.splits.calibration.batches(BATCH))
-    context = Context(problem.task.example(), batches)
-    model, _ = method.apply(problem.teacher, method.config.of(bits), context)
-    yield measure_point("teacher", 8 * count_weights(problem.teacher) / BITS_PER_KILOBYTE, model, problem)
+    yield _quantize_teacher(problem, "post_training", {"weight_bits": 8})
+
+
+def run_whole(problem: Problem) -> Iterator[Point]:
+    """Yield the teacher with fewer bits of weights, the same in all layers and chosen by layer, without training."""
+    for bits in (6, 5, 4):
+        yield _quantize_teacher(problem, "post_training", {"weight_bits": bits})
+    for budget in (5.0, 4.0, 3.0):
+        yield _quantize_teacher(problem, "mixed_precision", {"budget": "size", "budget_bits": budget})
+
+
+def _quantize_teacher(problem: Problem, name: str, settings: Mapping[str, Leaf]) -> Point:
+    method = QUANTIZE.get(name)
+    shared: dict[str, Leaf] = {"activation_bits": 8, "observer": "mse", "weight_observer": "mse"}
+    # Some batches: sensitivities take a pass over them for each layer and width.
+    batches = [batch.inputs for batch in problem.splits.calibration.batches(BATCH)][:CALIBRATION_BATCHES]
+    example = problem.task.example()
+    model, state = method.apply(problem.teacher, method.config.of({**shared, **settings}), Context(example, batches))
+    size = weight_kilobytes(Subject(layers=layer_costs(model, example), bits=state.bits))
+    text = ", ".join(f"{key} {value}" for key, value in settings.items())
+    return measure_point(f"{name}: {text}", size, model, problem)
 
 
 def run_trained_eight_bits(problem: Problem) -> Iterator[Point]:
@@ -175,8 +192,8 @@ def _search(problem: Problem, space: Mapping[str, object]) -> Iterator[Point]:
             yield Point(str(row["id"]), float(row["weight_kilobytes"]), float(val), float(row["accuracy_test"]))
 
 
-#: Strengths of the size in the loss: a run each, which share the time. More than one leaves each an epoch or two.
-STRENGTHS = (1e-6,)
+#: Strengths of the size in the loss: a run each, which share the time.
+STRENGTHS = (5e-7, 3e-6)
 
 
 def run_plinio(problem: Problem) -> Iterator[Point]:
@@ -280,11 +297,12 @@ def score(model: nn.Module, split: Split) -> float:
 
 
 #: Ways that have no seed.
-FIXED = frozenset({"float", "w8a8"})
+FIXED = frozenset({"float", "w8a8", "whole"})
 WAYS: dict[str, Callable[[Problem], Iterator[Point]]] = {
     "float": run_float,
     "w8a8": run_eight_bits,
     "w8a8_trained": run_trained_eight_bits,
+    "whole": run_whole,
     "joint": run_joint,
     "plinio": run_plinio,
 }
