@@ -4,7 +4,8 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from autocompress.core.method import LayerBits
 from autocompress.core.registry import OBJECTIVES
+from autocompress.core.task import Split
 from autocompress.measure.cost import layer_costs
 from autocompress.measure.objectives import Subject
 from benchmarks.common import load_rows
@@ -51,6 +53,21 @@ def test_the_size_is_no_objective_of_other_searches() -> None:
     assert "weight_kilobytes" not in OBJECTIVES
 
 
+def test_the_whole_network_with_fewer_bits_has_its_size() -> None:
+    torch.manual_seed(0)
+    split = Split((torch.randn(4, 3, 32, 32),), {"label": torch.arange(4)})
+    splits = SimpleNamespace(calibration=split, search_val=split, select_val=split, test=split)
+    task = SimpleNamespace(example=lambda: (torch.zeros(1, 3, 32, 32),))
+    problem = ways.Problem(SETTINGS, 0, cast(Any, task), cast(Any, splits), ResNet8().eval())
+    sizes = [point.kilobytes for point in ways.run_whole(problem)]
+    assert sizes[:3] == pytest.approx([6 * 9.67, 5 * 9.67, 4 * 9.67])
+    # Bits by layer are within their budget, and use most of it.
+    for size, budget in zip(sizes[3:], (5, 4, 3), strict=True):
+        assert 0.9 * budget * 9.67 < size <= budget * 9.67
+    (eight,) = ways.run_eight_bits(problem)
+    assert eight.kilobytes == pytest.approx(77.36)
+
+
 def test_the_smallest_model_of_an_accuracy_is_found() -> None:
     points = [make_point(20, 0.8), make_point(9, 0.7), make_point(30, 0.8)]
     assert find_size(points, 0.8) == 20
@@ -67,6 +84,9 @@ def test_the_saving_is_relative_to_8_bits_of_the_same_seed() -> None:
     title = "| joint search: pruning and bits | 1 |"
     assert find_line(rows, f"{title} 0 |").endswith("| 38.7 ± 0.0 | 50.0 ± 0.0% |")
     assert find_line(rows, f"{title} 0.5 |").endswith("| 19.4 ± 0.0 | 75.0 ± 0.0% |")
+    # The whole network with fewer bits is a candidate, too.
+    rows.append(make_row("whole", [make_point(29.0, 0.81)]))
+    assert find_line(rows, f"{title} 0 |").endswith("| 29.0 ± 0.0 | 62.5 ± 0.0% |")
 
 
 def test_losses_count_from_the_network_that_was_trained_on() -> None:
