@@ -31,7 +31,10 @@ GOAL_SHARE, GOAL_SAVING = 2 / 3, 65.0
 NOTES = """\
 ## What was tried
 
-All runs shared the machine with other work: PLiNIO's had 263 seconds of processor time in its 10 minutes.
+All runs shared the machine with other work, so that equal minutes are not equal processor time: PLiNIO's run had 263
+seconds of it in its 10 minutes (2.6 epochs, two strengths of the size), the joint search 398 with its preparation and
+the scores of its front. That is too little for either, and no statement on the method of PLiNIO's authors. The row
+trained on in 8 bits had 2 epochs.
 
 An earlier space of the joint search in the same 10 minutes, one seed: 2 epochs of a student and 2 of a training under
 rounding, shares 0, 0.15, 0.3, 0.45, 0.6 and 0.7, post-training quantization to 8, 6 and 5 bits, learned steps with 4, 3
