@@ -112,9 +112,9 @@ def test_points_before_an_error_count(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ValueError("second\nmodel")
 
     monkeypatch.setitem(ways.WAYS, "plinio", fail)
-    monkeypatch.setattr(
-        ways, "load_problem", lambda settings, seed: ways.Problem(settings, seed, None, None, nn.Module())
-    )  # type: ignore[arg-type]
+    nothing = cast(Any, None)
+    problem = ways.Problem(SETTINGS, 0, nothing, nothing, nn.Module())
+    monkeypatch.setattr(ways, "load_problem", lambda settings, seed: problem)
     result = run_way(SETTINGS, "plinio", 0)
     assert result["error"] == "ValueError: second model"
     assert [point["settings"] for point in result["points"]] == ["first"]

@@ -159,7 +159,7 @@ def _quantize_teacher(problem: Problem, name: str, settings: Mapping[str, Leaf])
     method = QUANTIZE.get(name)
     shared: dict[str, Leaf] = {"activation_bits": 8, "observer": "mse", "weight_observer": "mse"}
     # Some batches: sensitivities take a pass over them for each layer and width.
-    batches = [batch.inputs for batch in problem.splits.calibration.batches(BATCH)][:CALIBRATION_BATCHES]
+    batches = tuple(batch.inputs for batch in problem.splits.calibration.batches(BATCH))[:CALIBRATION_BATCHES]
     example = problem.task.example()
     model, state = method.apply(problem.teacher, method.config.of({**shared, **settings}), Context(example, batches))
     size = weight_kilobytes(Subject(layers=layer_costs(model, example), bits=state.bits))
@@ -308,7 +308,7 @@ WAYS: dict[str, Callable[[Problem], Iterator[Point]]] = {
 }
 
 
-def run_way(settings: Settings, way: str, seed: int) -> dict[str, object]:
+def run_way(settings: Settings, way: str, seed: int) -> dict[str, Any]:
     """Run a way; return its time, the epochs that it counted, its points, and the error with which it ended."""
     problem = load_problem(settings, seed)
     torch.manual_seed(seed)
