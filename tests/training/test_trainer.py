@@ -114,7 +114,8 @@ def test_a_paused_fit_resumes_to_the_same_weights_and_the_same_curve() -> None:
     resumed = network(seed=7)
     second = run(resumed, until=3, paused=first.paused)
     last = run(resumed, until=99, paused=second.paused)
-    assert last == complete
+    # Not their memory: the peak is that of the process, which has grown since.
+    assert (last.curve, last.paused) == (complete.curve, complete.paused)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
