@@ -153,7 +153,9 @@ class StudentRace:
         model = self._build_model().train()
         layout = torch.channels_last if channels_last else torch.contiguous_format
         inputs = self.train.inputs[0].contiguous(memory_format=layout)
-        model = model.to(memory_format=layout) if channels_last else model
+        if channels_last:
+            # torch's stubs leave this form of the method out.
+            model.to(memory_format=layout)  # type: ignore[call-overload]
         parameters = list(model.parameters())
         network = torch.jit.trace(model, inputs[:STUDENT_BATCH]) if traced else model
 

@@ -163,7 +163,7 @@ class Precision:
     is_bfloat16: bool
     device: torch.device = CPU
 
-    def autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> AbstractContextManager[object]:
         """Return a context for forward passes in this precision, which creates new tensors on the model's device."""
         # A context that changes nothing takes a hundredth of the step of a small model.
         return _autocast_on(self.device, True) if self.is_bfloat16 else default_device(self.device)
