@@ -4,15 +4,21 @@ A search with one worker runs some trials. Overhead outside trials is the wall-c
 which no trial ran (ask, store, tell, send), per job. For the overhead inside trials, the same trials run again under
 Python's profiler, which overstates the time of Python code; it is the time that is neither a forward pass, a backward
 pass, an optimizer step nor the scoring of candidates.
+
+The second table divides the profiled time of those trials by step. Torch's operations are their own processor time in
+the first epochs under torch's profiler, which overstates it, relative to the processor time without a profiler.
 """
 
 import argparse
 import cProfile
 import pstats
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import torch
 
 from autocompress.core.records import CompressionRecipe, Job
 from autocompress.engine.runner import make_plan, run_search
@@ -22,6 +28,9 @@ from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
 from autocompress.trial.runner import run_trial
 from benchmarks.common import describe_benchmark
 
+MICROSECONDS = 1e6
+# torch's profiler keeps about three hundred events of each step in memory.
+PROFILED_EPOCHS = 2
 #: Useful work of a trial, by the file and the name of the outermost function that does it.
 USEFUL = (
     ("trainer.py", "forward"),
@@ -30,6 +39,34 @@ USEFUL = (
     ("clip_grad.py", "clip_grad_norm_"),
     ("runner.py", "_measure_candidate"),
 )
+
+
+#: Steps of a trial, by the file and the name of the function that does it.
+STEPS = {
+    "fit": ("fit.py", "fit"),
+    "folding of batch norms": ("runner.py", "_fold_model"),
+    "quantization": ("pipeline.py", "quantize"),
+    "scoring": ("runner.py", "_measure_candidate"),
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Times of the same trials, in seconds.
+
+    Attributes:
+        total: Time under Python's profiler.
+        useful: Part of ``total`` that is in one of ``USEFUL``.
+        steps: Part of ``total`` of each of ``STEPS``.
+        plain: Processor time of the first epochs without a profiler.
+        operations: Own processor time of torch's operations in the first epochs.
+    """
+
+    total: float
+    useful: float
+    steps: Mapping[str, float]
+    plain: float
+    operations: float
 
 
 @dataclass(frozen=True)
@@ -41,18 +78,14 @@ class Overhead:
         jobs: Number of jobs.
         wall: Seconds from the first job to the last result.
         outside: Seconds of ``wall`` in which no trial ran.
-        profiled: Seconds of the profiled trials.
-        inside: Seconds of ``profiled`` that are in none of ``USEFUL``.
-        scoring: Seconds of ``profiled`` that score candidates.
+        profile: Times of the trials that ran again.
     """
 
     space: str
     jobs: int
     wall: float
     outside: float
-    profiled: float
-    inside: float
-    scoring: float
+    profile: Profile
 
 
 def measure(space: str, trials: int, overrides: list[str]) -> Overhead:
@@ -68,29 +101,41 @@ def measure(space: str, trials: int, overrides: list[str]) -> Overhead:
     search = table[(table["role"] == "search") & table["elapsed"].notna()].sort_values("elapsed")
     first = search.iloc[0]
     wall = float(search["elapsed"].max() - first["elapsed"] + first["seconds"])
-    profiled, useful, scoring = _profile([job for job in stored if job.role.value == "search"], setup)
-    return Overhead(
-        space, len(search), wall, wall - float(search["seconds"].sum()), profiled, profiled - useful, scoring
-    )
+    outside = wall - float(search["seconds"].sum())
+    profile = profile_trials([job for job in stored if job.role.value == "search"], setup)
+    return Overhead(space, len(search), wall, outside, profile)
 
 
-def _profile(jobs: list[Job], setup: Setup) -> tuple[float, float, float]:
-    """Return the seconds of whole trials, of the useful work in them, and of scoring."""
+def profile_trials(jobs: list[Job], setup: Setup) -> Profile:
+    """Return the times of trials: whole under Python's profiler, and their first epochs with and without torch's."""
+
+    def run_trials(until: int | None = None) -> None:
+        for job in jobs:
+            run_trial(Job(job.number, job.training, job.recipes or (CompressionRecipe(),), until=until), setup)
+
     profile = cProfile.Profile()
     with reproducible_torch():
         load_pipeline(setup)
+        # Data and teacher are loaded and kernels are compiled by the first trial.
+        run_trial(Job(jobs[0].number, jobs[0].training, (CompressionRecipe(),)), setup)
+        started = time.process_time()
+        run_trials(PROFILED_EPOCHS)
+        plain = time.process_time() - started
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as operations:
+            run_trials(PROFILED_EPOCHS)
         started = time.perf_counter()
         profile.enable()
-        for job in jobs:
-            run_trial(Job(job.number, job.training, job.recipes or (CompressionRecipe(),)), setup)
+        run_trials()
         profile.disable()
         total = time.perf_counter() - started
-    seconds = dict.fromkeys(USEFUL, 0.0)
+    seconds = dict.fromkeys((*USEFUL, *STEPS.values()), 0.0)
     for (file, _, name), (_, _, _, cumulative, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         run_folder = (Path(file).name, name)
         if run_folder in seconds and ("torch" in file or "autocompress" in file):
             seconds[run_folder] = max(seconds[run_folder], cumulative)
-    return total, sum(seconds.values()), seconds["runner.py", "_measure_candidate"]
+    own = sum(event.self_cpu_time_total for event in operations.key_averages() if event.key.startswith("aten::"))
+    steps = {name: seconds[function] for name, function in STEPS.items()}
+    return Profile(total, sum(seconds[function] for function in USEFUL), steps, plain, own / MICROSECONDS)
 
 
 def main() -> None:
@@ -109,14 +154,18 @@ def main() -> None:
         "| space | jobs | wall, s | outside a job, ms | outside | inside trials | scoring of trials |",
         "|---|---|---|---|---|---|---|",
     ]
+    step_lines = ["", f"| space | {' | '.join(STEPS)} | torch's operations |", "|---" * (len(STEPS) + 2) + "|"]
     for space in arguments.spaces:
         overhead = measure(space, arguments.trials, arguments.set)
+        profile = overhead.profile
         lines.append(
             f"| {overhead.space} | {overhead.jobs} | {overhead.wall:.1f} | {overhead.outside / overhead.jobs * 1e3:.0f}"
-            f" | {overhead.outside / overhead.wall:.1%} | {overhead.inside / overhead.profiled:.1%}"
-            f" | {overhead.scoring / overhead.profiled:.1%} |"
+            f" | {overhead.outside / overhead.wall:.1%} | {1 - profile.useful / profile.total:.1%}"
+            f" | {profile.steps['scoring'] / profile.total:.1%} |"
         )
-    text = "\n".join([*lines, ""])
+        shares = " | ".join(f"{seconds / profile.total:.1%}" for seconds in profile.steps.values())
+        step_lines.append(f"| {space} | {shares} | {profile.operations / profile.plain:.1%} |")
+    text = "\n".join([*lines, *step_lines, ""])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(text)
     print(text)

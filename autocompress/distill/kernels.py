@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autocompress.core.heads import Head, as_head, find_custom_head
+from autocompress.core.heads import Head, as_head, average_losses, find_custom_head
 from autocompress.core.knobs import FloatRange, Settings, knob
 from autocompress.core.registry import DISTILL
 from autocompress.distill.base import Batch, Needs, Term
@@ -88,7 +87,7 @@ def mean_over_heads(batch: Batch, loss: RowLoss) -> Tensor:
             per_head.append(loss(*head.pair_rows(ours, theirs, batch.targets.get(name))))
         else:
             per_head.append(head.distance(ours, theirs))
-    return torch.stack(per_head).mean()
+    return average_losses(per_head)
 
 
 def mix_losses(alpha: float, soft: Tensor, hard: Callable[[], Tensor]) -> Tensor:
@@ -117,6 +116,7 @@ def soft_target_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tens
         temperature: Temperature T, above 0.
 
     Example:
+        >>> import torch
         >>> soft_target_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]), 4.0).item()
         0.0
     """

@@ -8,7 +8,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from autocompress.core.config import Part
-from autocompress.core.heads import IGNORED, Head, as_head
+from autocompress.core.heads import IGNORED, Head, as_head, average_losses
 from autocompress.core.preprocessing import Preprocessing, RawExample
 from autocompress.core.task import InputSpec, Logits, Split, Splits, Targets
 from autocompress.errors import UsageError
@@ -251,7 +251,7 @@ class Supervised:
     def loss(self, logits: Logits, targets: Targets) -> Tensor:
         """Return the loss averaged over examples and heads, a scalar ``[]``: cross-entropy for heads of classes."""
         # All heads have the same weight.
-        return torch.stack([as_head(self.heads[head]).loss(logits[head], targets[head]) for head in logits]).mean()
+        return average_losses([as_head(self.heads[head]).loss(logits[head], targets[head]) for head in logits])
 
 
 def check_positive(option: str, value: int, least: int = 1) -> int:

@@ -1,9 +1,11 @@
 """Image classification: scikit-learn's handwritten digits."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from sklearn.datasets import load_digits
+from torch import Tensor
 
 from autocompress.core.config import Part
 from autocompress.core.preprocessing import ImageInput, Preprocessing, RawExample
@@ -14,6 +16,15 @@ from autocompress.tasks.base import Supervised, stratify_examples, stratify_rows
 
 # Largest pixel, and about the mean and standard deviation of the pixels after the division by it.
 WHITE, MEAN, STD = 16, 0.3, 0.38
+
+
+@lru_cache(maxsize=16)
+def _augment(images: Tensor, seed: int) -> Tensor:
+    """Return the augmented images of a view, ``[N, 1, 8, 8]``.
+
+    Every fit of a process reads the same views, which are small. A tensor is compared by its identity.
+    """
+    return random_affine(images, seed=seed)
 
 
 @TASKS.register("digits")
@@ -47,7 +58,7 @@ class Digits(Supervised):
         """Return the images rotated by up to 10 degrees, shifted by up to a pixel and scaled by up to a tenth."""
         if index == 0:
             return split
-        return Split((random_affine(split.inputs[0], seed=index),), split.targets)
+        return Split((_augment(split.inputs[0], index),), split.targets)
 
     def teacher(self) -> tuple[Part, Part]:
         """Return a residual network of width 32 and its training config."""

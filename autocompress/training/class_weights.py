@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autocompress.core.heads import IGNORED, Head, as_head
+from autocompress.core.heads import IGNORED, Head, as_head, average_losses
 from autocompress.core.task import Split, Task
 from autocompress.errors import UsageError
 
@@ -90,7 +90,7 @@ class WeightedTaskLoss:
 
     def __call__(self, logits: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
         """Return the loss, ``{head: [B, C]}, {head: [B]} -> []``."""
-        return torch.stack([self._compute_head_loss(name, logits[name], targets[name]) for name in logits]).mean()
+        return average_losses([self._compute_head_loss(name, logits[name], targets[name]) for name in logits])
 
     def _compute_head_loss(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
         head, weights = self._heads[name], self._weights.get(name)

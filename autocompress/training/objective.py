@@ -199,7 +199,10 @@ class TrainingObjective:
             losses.append(self._compute_term_loss(index, batch).float())
         if self.auxiliary_loss is not None:
             losses.append(self.auxiliary_loss(inputs, student.clean or student.logits))
-        return torch.stack(losses).sum() + self._compute_l1_penalty(self.student.model)
+        total = losses[0] if len(losses) == 1 and not losses[0].dim() else torch.stack(losses).sum()
+        if self.config.l1_weights or self.config.l1_batch_norm:
+            total = total + self._compute_l1_penalty(self.student.model)
+        return total
 
     def after_epoch(self, mean: Callable[[Tensor], Tensor]) -> None:
         """Update the weights of the heads; ``mean`` averages a tensor over the processes of the fit."""
