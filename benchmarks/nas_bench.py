@@ -85,12 +85,13 @@ Ways that were tried, with the mean regrets after 100 and 200 evaluations on CIF
 | up to 90%, and variances corrected by the residuals nearby (adopted), 100 only | 3 | – | .0214 | .0220 |
 | the same, and every second decision among random cells alone, 100 only | 3 | – | .0239 | .0224 |
 
-A larger change was tried through the driver on seeds 0 to 5 and not adopted: a sum of two kernels, of which one compares
-the operation on each edge and one how often each operation occurs, failures clipped at 25% of the box above the best
-smaller cell, weights from 25 observations on, deviations multiplied by 1.5, and neither an irreducible error nor
-corrected variances. Mean regrets after 100 and 200 evaluations, adopted surrogate first: .0087, .0031 and .0076, .0033 on
-CIFAR-10; .0185, .0076 and .0188, .0073 on CIFAR-100; .0220, .0068 and .0171, .0080 on ImageNet16-120. No difference is
-beyond the spread of the seeds. In a simulation without the driver, it had halved the regret on ImageNet16-120.
+A larger change was tried through the driver on seeds 0 to 5 and not adopted: a sum of two kernels, of which one
+compares the operation on each edge and one how often each operation occurs, failures clipped at 25% of the box above
+the best smaller cell, weights from 25 observations on, deviations multiplied by 1.5, and neither an irreducible error
+nor corrected variances. Mean regrets after 100 and 200 evaluations, adopted surrogate first: .0087, .0031 and .0076,
+.0033 on CIFAR-10; .0185, .0076 and .0188, .0073 on CIFAR-100; .0220, .0068 and .0171, .0080 on ImageNet16-120. No
+difference is beyond the spread of the seeds. In a simulation without the driver, it had halved the regret on
+ImageNet16-120.
 
 Percentages are of the least observed error. On held-out cells, rank correlation and likelihood are better with the
 irreducible error at 25 to 120 observations, and worse with an additive kernel over the edges in the kernel."""

@@ -5,8 +5,7 @@ which no trial ran (ask, store, tell, send), per job. For the overhead inside tr
 Python's profiler, which overstates the time of Python code; it is the time that is neither a forward pass, a backward
 pass, an optimizer step nor the scoring of candidates.
 
-The second table divides the profiled time of those trials by step. Torch's operations are their own processor time in
-the first epochs under torch's profiler, which overstates it, relative to the processor time without a profiler.
+The second table divides the profiled time of those trials by step.
 """
 
 import argparse
@@ -18,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
 from autocompress.core.records import CompressionRecipe, Job
 from autocompress.engine.runner import make_plan, run_search
 from autocompress.engine.spec import load_spec
@@ -28,9 +25,6 @@ from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
 from autocompress.trial.runner import run_trial
 from benchmarks.common import describe_benchmark
 
-MICROSECONDS = 1e6
-# torch's profiler keeps about three hundred events of each step in memory.
-PROFILED_EPOCHS = 2
 #: Useful work of a trial, by the file and the name of the outermost function that does it.
 USEFUL = (
     ("trainer.py", "forward"),
@@ -58,15 +52,11 @@ class Profile:
         total: Time under Python's profiler.
         useful: Part of ``total`` that is in one of ``USEFUL``.
         steps: Part of ``total`` of each of ``STEPS``.
-        plain: Processor time of the first epochs without a profiler.
-        operations: Own processor time of torch's operations in the first epochs.
     """
 
     total: float
     useful: float
     steps: Mapping[str, float]
-    plain: float
-    operations: float
 
 
 @dataclass(frozen=True)
@@ -98,34 +88,24 @@ def measure(space: str, trials: int, overrides: list[str]) -> Overhead:
             table = store.trial_table()
             setup = Setup.from_json(store.run_info().setup)
             stored = [trial.job for trial in store.read_trials() if trial.job.base is None]
-    search = table[(table["role"] == "search") & table["elapsed"].notna()].sort_values("elapsed")
-    first = search.iloc[0]
-    wall = float(search["elapsed"].max() - first["elapsed"] + first["seconds"])
+    search = table[(table["role"] == "search") & table["elapsed"].notna()]
+    # A trial that was paused has started before others that ended first.
+    start = min(segment["start"] for segments in search["segments"] for segment in segments)
+    wall = float(search["elapsed"].max() - start)
     outside = wall - float(search["seconds"].sum())
     profile = profile_trials([job for job in stored if job.role.value == "search"], setup)
     return Overhead(space, len(search), wall, outside, profile)
 
 
 def profile_trials(jobs: list[Job], setup: Setup) -> Profile:
-    """Return the times of trials: whole under Python's profiler, and their first epochs with and without torch's."""
-
-    def run_trials(until: int | None = None) -> None:
-        for job in jobs:
-            run_trial(Job(job.number, job.training, job.recipes or (CompressionRecipe(),), until=until), setup)
-
+    """Return the times of trials under Python's profiler."""
     profile = cProfile.Profile()
     with reproducible_torch():
         load_pipeline(setup)
-        # Data and teacher are loaded and kernels are compiled by the first trial.
-        run_trial(Job(jobs[0].number, jobs[0].training, (CompressionRecipe(),)), setup)
-        started = time.process_time()
-        run_trials(PROFILED_EPOCHS)
-        plain = time.process_time() - started
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as operations:
-            run_trials(PROFILED_EPOCHS)
         started = time.perf_counter()
         profile.enable()
-        run_trials()
+        for job in jobs:
+            run_trial(Job(job.number, job.training, job.recipes or (CompressionRecipe(),)), setup)
         profile.disable()
         total = time.perf_counter() - started
     seconds = dict.fromkeys((*USEFUL, *STEPS.values()), 0.0)
@@ -133,9 +113,8 @@ def profile_trials(jobs: list[Job], setup: Setup) -> Profile:
         run_folder = (Path(file).name, name)
         if run_folder in seconds and ("torch" in file or "autocompress" in file):
             seconds[run_folder] = max(seconds[run_folder], cumulative)
-    own = sum(event.self_cpu_time_total for event in operations.key_averages() if event.key.startswith("aten::"))
     steps = {name: seconds[function] for name, function in STEPS.items()}
-    return Profile(total, sum(seconds[function] for function in USEFUL), steps, plain, own / MICROSECONDS)
+    return Profile(total, sum(seconds[function] for function in USEFUL), steps)
 
 
 def main() -> None:
@@ -154,7 +133,7 @@ def main() -> None:
         "| space | jobs | wall, s | outside a job, ms | outside | inside trials | scoring of trials |",
         "|---|---|---|---|---|---|---|",
     ]
-    step_lines = ["", f"| space | {' | '.join(STEPS)} | torch's operations |", "|---" * (len(STEPS) + 2) + "|"]
+    step_lines = ["", f"| space | {' | '.join(STEPS)} |", "|---" * (len(STEPS) + 1) + "|"]
     for space in arguments.spaces:
         overhead = measure(space, arguments.trials, arguments.set)
         profile = overhead.profile
@@ -164,7 +143,7 @@ def main() -> None:
             f" | {profile.steps['scoring'] / profile.total:.1%} |"
         )
         shares = " | ".join(f"{seconds / profile.total:.1%}" for seconds in profile.steps.values())
-        step_lines.append(f"| {space} | {shares} | {profile.operations / profile.plain:.1%} |")
+        step_lines.append(f"| {space} | {shares} |")
     text = "\n".join([*lines, *step_lines, ""])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(text)
