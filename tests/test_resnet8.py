@@ -81,6 +81,8 @@ def test_the_saving_is_relative_to_8_bits_of_the_same_seed() -> None:
         make_row("w8a8", [make_point(77.4, 0.81)]),
         make_row("joint", [make_point(38.7, 0.81), make_point(19.35, 0.806)]),
     ]
+    # A network that was trained on is measured in floating point as well.
+    rows.append(make_row("w8a8_trained", [make_point(77.4, 0.80), make_point(309.4, 0.82)]))
     title = "| joint search: pruning and bits | 1 |"
     assert find_line(rows, f"{title} 0 |").endswith("| 38.7 | 50.0% |")
     assert find_line(rows, f"{title} 0.5 |").endswith("| 19.4 | 75.0% |")
