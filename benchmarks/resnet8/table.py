@@ -31,15 +31,16 @@ GOAL_SHARE, GOAL_SAVING = 2 / 3, 65.0
 NOTES = """\
 ## What was tried
 
-One seed. Each way had a thread of two for itself; the other one was busy with other searches. MPS searches for half of
-its time and fine-tunes for the other half, with two strengths of the size; its choice of bits has 100 times the authors'
-learning rate, because its steps are so few, and was not tuned further. With six epochs instead of the authors' hundreds,
-its row is no statement on their method. The seconds of the joint search contain its preparation and the scores of its
-front on the test images. The teacher is trained for few epochs, too, so that losses against it are smaller than against
-a network that is trained to its end; it was trained before images that look like others of another split were left out.
+One seed. Each way had a thread of two for itself; the other one was busy with other searches. MPS searches for half
+of its time and fine-tunes for the other half, with two strengths of the size; its choice of bits has 100 times the
+authors' learning rate, because its steps are so few, and was not tuned further. With six epochs instead of the
+authors' hundreds, its row is no statement on their method. The seconds of the joint search contain its preparation
+and the scores of its front on the test images. The teacher is trained for few epochs, too, so that losses against it
+are smaller than against a network that is trained to its end; it was trained before images that look like others of
+another split were left out.
 
-In a first run, on a machine that was busy with two other jobs, PLiNIO had 263 seconds of processor time and reached 65.5%
-at 37.1 kB, and the joint search had 398 seconds: 27.8 kB 79.4%, 18.9 kB 76.3%, 9.8 kB 70.1%, 2.7 kB 58.6%.
+In a first run, on a machine that was busy with two other jobs, PLiNIO had 263 seconds of processor time and reached
+65.5% at 37.1 kB, and the joint search had 398 seconds: 27.8 kB 79.4%, 18.9 kB 76.3%, 9.8 kB 70.1%, 2.7 kB 58.6%.
 
 An earlier space of the joint search in the same 10 minutes, one seed: 2 epochs of a student and 2 of a training under
 rounding, shares 0, 0.15, 0.3, 0.45, 0.6 and 0.7, post-training quantization to 8, 6 and 5 bits, learned steps with 4, 3
