@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -262,13 +263,14 @@ def test_few_trials_that_make_up_the_front_are_repeated(earlier: Path) -> None:
 @pytest.mark.slow
 def test_a_warm_start_reaches_the_earlier_front_in_a_third_of_the_compute_cost(tmp_path: Path) -> None:
     ratios = []
-    for seed in (3, 4, 5):
+    # The ratio of one seed varies from .1 to .9.
+    for seed in range(3, 13):
         cold, trials = list_compute(tmp_path / f"cold{seed}", (), seed)
         warm, _ = list_compute(tmp_path / f"warm{seed}", trials, seed + 100)
         final = cold[-1][1]
         needed, before = (next(cost for cost, volume in run if volume >= 0.999 * final) for run in (warm, cold))
         ratios.append(needed / before)
-    assert sorted(ratios)[1] <= 1 / 3, ratios
+    assert statistics.median(ratios) <= 1 / 3, ratios
 
 
 def test_the_front_is_that_of_the_split() -> None:
