@@ -48,7 +48,7 @@ NOISE = 0.05
 # Prior of the slope in cost: mean and standard deviation of the change of the log error per power of ten.
 COST_SLOPE_MEAN, COST_SLOPE_STD = -1.75, 1.0
 # Prior of the slope in density, per power of ten of the number of parameters at equal cost. Least squares on random
-# trials give -1.0 on ``digits``, and 0.1 and -0.5 on two searches of ``mnist1d``.
+# trials give -1.0 on ``digits``; on the trials of two searches of ``mnist1d``, 0.1 and 0.5 with nothing gained.
 DENSITY_SLOPE_MEAN, DENSITY_SLOPE_STD = -0.5, 0.5
 # Prior of the slope in epochs: mean and standard deviation of the change of the log error per unit of log share.
 EPOCHS_SLOPE_MEAN, EPOCHS_SLOPE_STD = -0.4, 0.3
