@@ -108,7 +108,7 @@ def table(runs: list[Run]) -> str:
         describe_benchmark(__doc__),
         "",
         f"| space | mode | seeds | hypervolume | {limits} | trials |",
-        "|" + "---|" * (6 + len(LIMITS)),
+        "|" + "---|" * (5 + len(LIMITS)),
     ]
     by_key = {(row.space, row.way, row.seed): row for row in runs}
     for space in dict.fromkeys(row.space for row in runs):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from markdown_it import MarkdownIt
 from PIL import Image
 
 import autocompress
@@ -36,6 +37,7 @@ from tests.examples import blocks, commands, every_block, run, small_command, sm
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}
+TEXTS = [*ROOT.glob("*.md"), *sorted(DOCS.glob("*.md")), *sorted((ROOT / "reports").glob("*/*.md"))]
 # Other tests may register tasks of their own.
 SHIPPED_TASKS = [name for name in registry.TASKS if registry.TASKS.get(name).__module__.startswith("autocompress.")]
 VERBS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
@@ -217,6 +219,14 @@ def test_every_file_that_is_named_exists(page: str) -> None:
             assert (ROOT / "benchmarks" / f"{module}.py").is_file() or (ROOT / "benchmarks" / module).is_dir(), code
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)|^```\{image\} (\S+)", PAGES[page], flags=re.MULTILINE):
         assert (DOCS / "".join(target)).is_file(), target
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_table_is_parsed_as_a_table(path: Path) -> None:
+    # A table whose rule has another number of columns than its header stays a paragraph on GitHub.
+    tokens = MarkdownIt().enable("table").parse(path.read_text())
+    paragraphs = [token.content for token in tokens if token.type == "inline" and token.content.startswith("|")]
+    assert not paragraphs
 
 
 @pytest.mark.parametrize("page", PAGES)
