@@ -82,10 +82,9 @@ def predict_ours(seen: Inputs, targets: Vector, new: Inputs) -> tuple[Vector, Ve
 
 def predict_sklearn(seen: Inputs, targets: Vector, new: Inputs) -> tuple[Vector, Vector]:
     """Return means and deviations of the same model by scikit-learn, ``[M]`` each."""
-    means = float(seen.costs.mean()), float(seen.densities.mean())
 
     def join(inputs: Inputs) -> Vector:
-        return np.hstack([inputs.kernel_inputs, basis_functions(inputs, *means)])
+        return np.hstack([inputs.kernel_inputs, basis_functions(inputs, seen)])
 
     X, X_new = join(seen), join(new)
     H = X[:, -TREND:]

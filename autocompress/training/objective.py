@@ -200,9 +200,7 @@ class TrainingObjective:
         if self.auxiliary_loss is not None:
             losses.append(self.auxiliary_loss(inputs, student.clean or student.logits))
         total = losses[0] if len(losses) == 1 and not losses[0].dim() else torch.stack(losses).sum()
-        if self.config.l1_weights or self.config.l1_batch_norm:
-            total = total + self._compute_l1_penalty(self.student.model)
-        return total
+        return sum(self._list_l1_penalties(), start=total)
 
     def after_epoch(self, mean: Callable[[Tensor], Tensor]) -> None:
         """Update the weights of the heads; ``mean`` averages a tensor over the processes of the fit."""
@@ -304,15 +302,15 @@ class TrainingObjective:
 
         return smooth_loss
 
-    def _compute_l1_penalty(self, model: nn.Module) -> Tensor:
+    def _list_l1_penalties(self) -> list[Tensor]:
         """Return the L1 penalties; on batch-norm scales it is network slimming (Liu et al. 2017, arXiv:1708.06519)."""
-        total = torch.zeros(())
+        penalties, model = [], self.student.model
         if self.config.l1_weights:
             # Biases and normalization parameters have one axis and are not penalized.
             weights = [p for p in model.parameters() if p.dim() > 1]
-            total = total + self.config.l1_weights * sum_magnitudes(weights)
+            penalties.append(self.config.l1_weights * sum_magnitudes(weights))
         if self.config.l1_batch_norm:
             scales = [m.weight for m in model.modules() if isinstance(m, _BatchNorm) and m.weight is not None]
             if scales:
-                total = total + self.config.l1_batch_norm * sum_magnitudes(scales)
-        return total
+                penalties.append(self.config.l1_batch_norm * sum_magnitudes(scales))
+        return penalties

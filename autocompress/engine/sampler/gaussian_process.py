@@ -121,8 +121,8 @@ class GaussianProcess:
     """
 
     def __init__(self, inputs: Inputs, targets: Vector, groups: NDArray[np.int_] | None = None) -> None:
-        self._means = float(inputs.costs.mean()), float(inputs.densities.mean())
-        H = basis_functions(inputs, *self._means)
+        self._observed = inputs
+        H = basis_functions(inputs, inputs)
         X = inputs.kernel_inputs
         self._column_scales = np.ones(X.shape[1])
         noise = NOISE
@@ -153,7 +153,7 @@ class GaussianProcess:
             inputs: The trials to predict, ``M`` of them.
         """
         k_star = kernel(inputs.kernel_inputs * self._column_scales, self._X)
-        H_star = basis_functions(inputs, *self._means)
+        H_star = basis_functions(inputs, self._observed)
         mean: Vector = H_star @ self._beta + k_star @ self._alpha
         v = np.linalg.solve(self._L, k_star.T)
         R = H_star - v.T @ self._white_H
@@ -167,10 +167,10 @@ class GaussianProcess:
         return mean, self._scale * np.sqrt(np.maximum(variance, 0.0))
 
 
-def basis_functions(inputs: Inputs, mean_cost: float, mean_density: float) -> Vector:
-    """Return the basis functions ``h`` of each trial, ``[N, 4]``; costs and densities are centred."""
-    ones = np.ones(len(inputs.costs))
-    return np.column_stack([ones, inputs.costs - mean_cost, inputs.epochs, inputs.densities - mean_density])
+def basis_functions(inputs: Inputs, observed: Inputs) -> Vector:
+    """Return the basis functions ``h`` of each trial, ``[N, 4]``; the mean of the observed trials is the origin."""
+    costs, densities = inputs.costs - observed.costs.mean(), inputs.densities - observed.densities.mean()
+    return np.column_stack([np.ones(len(costs)), costs, inputs.epochs, densities])
 
 
 def kernel(X: Vector, Y: Vector) -> Vector:
@@ -241,7 +241,7 @@ def fit_irreducible_error(inputs: Inputs, errors: Vector, floor: float) -> float
         return 0.0
     X = inputs.kernel_inputs
     L = np.linalg.cholesky(kernel(X, X) + NOISE * np.eye(len(errors)))
-    H = basis_functions(inputs, float(inputs.costs.mean()), float(inputs.densities.mean()))
+    H = basis_functions(inputs, inputs)
     shifts = float(errors.min()) * np.array(IRREDUCIBLE_SHARES)
     Y = np.log(errors[:, None] - shifts + floor)
     white = np.linalg.solve(L, np.hstack([H, Y]))
