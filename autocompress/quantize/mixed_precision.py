@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.core.knobs import Choice, FloatRange, knob
+from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.method import Context, MethodState
 from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError
@@ -20,9 +20,11 @@ from autocompress.quantize.bit_sensitivity import (
     measure_sensitivity,
 )
 from autocompress.quantize.layers import add_layer_to_errors, coding_for_layer, forward_hooks, is_weight_only
+from autocompress.quantize.lsq import LSQConfig, LSQRounding
 from autocompress.quantize.model_quantizer import BiasCorrection, ModelQuantizer, fit_activation_grid
 from autocompress.quantize.observers import OBSERVER_CHOICE, Observer
 from autocompress.quantize.post_training import BITS, InputSettings, WeightSettings
+from autocompress.quantize.quantization_aware import train_with_rounding
 from autocompress.quantize.quantizers import Grid
 from autocompress.quantize.serialization import restore_quantization
 from autocompress.quantize.weight_coding import WEIGHT_OBSERVERS, QuantizedWeight, encode_weight
@@ -150,6 +152,26 @@ class MixedPrecisionConfig(WeightSettings, InputSettings):
     bias_correction: bool = knob(
         True, Choice((False, True)), "move biases so that each layer's mean output stays as it was"
     )
+    epochs: int = knob(
+        0, IntRange(0, 1000), "passes over the training split with these bits and learned step sizes; 0 does not train"
+    )
+    learning_rate: float = knob(5e-3, FloatRange(1e-6, 1.0, log=True), "peak learning rate of that training")
+
+    def estimate_epochs(self) -> float:
+        """Return the number of epochs of quantization-aware training."""
+        return 0.0 if self.budget_bits == 32 else float(self.epochs)
+
+    def training_settings(self) -> LSQConfig:
+        """Return the settings of the training with the chosen bits."""
+        return LSQConfig(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            granularity=self.granularity,
+            group_size=self.group_size,
+            observer=self.observer,
+            percentile=self.percentile,
+            activation_scheme=self.activation_scheme,
+        )
 
 
 class MixedPrecision:
@@ -159,6 +181,9 @@ class MixedPrecision:
     assignment minimizes the sum within the budget (HAWQ-V3, Yao et al. 2021, arXiv:2011.10680, uses the curvature).
     ``report["sensitivity"]`` contains the measurements, ``report["assignment"]`` the cost and the expected loss of
     the assignment and of the widest uniform assignment within the budget.
+
+    With ``epochs``, the model is then trained with these bits, as ``lsq`` trains it with the same bits in all layers;
+    weights are rounded symmetrically, and biases are trained instead of corrected.
 
     A lookup in an embedding has no bit operations. With the budget ``bops`` embeddings keep 8 bits; the budget
     ``size`` reduces them.
@@ -176,8 +201,12 @@ class MixedPrecision:
 
         Raises:
             CompressionError: The budget is below the smallest assignment, the model cannot be quantized, or the
-                context lacks calibration batches, their targets or the loss.
+                context lacks calibration batches, their targets or the loss, or cannot train where ``epochs`` is set.
         """
+        if config.epochs and context.fine_tune is None:
+            raise CompressionError(
+                f"{config.label} with epochs trains the model, and the context has no 'fine_tune' function"
+            )
         with torch.no_grad():
             if self.is_identity(config):
                 quantizer = ModelQuantizer(model, context)
@@ -197,15 +226,17 @@ class MixedPrecision:
             }
             solution = SOLVERS[config.solver]([list(layer.values()) for layer in options.values()], budget.max_cost)
             chosen = {name: list(layer)[index] for (name, layer), index in zip(options.items(), solution, strict=True)}
-            # Only now is the model quantized: the measurements need it in floating point.
-            for name, (weight_bits, input_bits) in chosen.items():
-                if input_bits < 32:
-                    quantizer.quantize_input(name, inputs[name][input_bits], input_bits)
-                quantizer.quantize_weight(name, weights[name][weight_bits], weight_bits)
             assignment = _describe_assignment(options, chosen, budget, input_widths)
-            return quantizer.finalize(
-                {"sensitivity": [row.to_json() for row in sensitivities], "assignment": assignment}
-            )
+            report = {"sensitivity": [row.to_json() for row in sensitivities], "assignment": assignment}
+            if not config.epochs:
+                # Only now is the model quantized: the measurements need it in floating point.
+                for name, (weight_bits, input_bits) in chosen.items():
+                    if input_bits < 32:
+                        quantizer.quantize_input(name, inputs[name][input_bits], input_bits)
+                    quantizer.quantize_weight(name, weights[name][weight_bits], weight_bits)
+                return quantizer.finalize(report)
+        trained, state = train_with_rounding(model, config.training_settings(), context, LSQRounding(), chosen)
+        return trained, replace(state, report={**report, **state.report})
 
     def restore(self, model: nn.Module, config: MixedPrecisionConfig, state: MethodState) -> nn.Module:
         """Fold and quantize a fresh model as ``apply`` did; the other tensors come from the saved ``state_dict``.

@@ -7,7 +7,8 @@ zero.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -173,11 +174,22 @@ def code_range(bits: int) -> tuple[int, int]:
 
 
 def train_with_rounding(
-    model: nn.Module, settings: QuantizationAwareSettings, context: Context, factory: QuantizerFactory
+    model: nn.Module,
+    settings: QuantizationAwareSettings,
+    context: Context,
+    factory: QuantizerFactory,
+    layer_bits: Mapping[str, tuple[int, int]] | None = None,
 ) -> tuple[nn.Module, MethodState]:
     """Train a folded copy of a model with rounded weights and inputs, and return it in its deployed form.
 
     Codes and grids are those of the last training step, so the deployed model rounds as in training.
+
+    Args:
+        model: The model.
+        settings: Settings of the training.
+        context: Data and functions of the trial.
+        factory: Factory of the trainable quantizers.
+        layer_bits: Bits of the weights and of the inputs by layer; other layers have those of ``settings``.
 
     Raises:
         CompressionError: The context cannot train, calibration batches are missing, a tensor is not finite, or no
@@ -192,7 +204,14 @@ def train_with_rounding(
         raise CompressionError(f"{settings.label} trains the model, and the context has no 'fine_tune' function")
     with torch.no_grad():
         quantizer = ModelQuantizer(model, context)
-        inputs = _attach_trainable_quantizers(quantizer, settings, factory)
+        pairs = layer_bits or {}
+        default = (settings.weight_bits, settings.activation_bits)
+        by_layer = {
+            name: replace(settings, weight_bits=weight_bits, activation_bits=input_bits)
+            for name in quantizer.layers
+            for weight_bits, input_bits in [pairs.get(name, default)]
+        }
+        inputs = _attach_trainable_quantizers(quantizer, by_layer, factory)
     # The training loop has its own generators; other random operations, such as dropout, follow the seed as well.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
@@ -204,29 +223,36 @@ def train_with_rounding(
             with add_layer_to_errors(name, "trained"):
                 finite_min_max(parameter)
         for name, layer in quantizer.layers.items():
+            bits = by_layer[name]
             if name in inputs:
-                quantizer.quantize_input(name, inputs[name].grid, settings.activation_bits, is_trained=True)
-            if settings.weight_bits < 32:
+                quantizer.quantize_input(name, inputs[name].grid, bits.activation_bits, is_trained=True)
+            if bits.weight_bits < 32:
                 parametrization = _weight_parametrization(layer)
                 # Leaves the trained floating-point weight, which is encoded with the last scale.
                 parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-                quantizer.quantize_weight(name, parametrization.encode(layer.weight), settings.weight_bits)
+                quantizer.quantize_weight(name, parametrization.encode(layer.weight), bits.weight_bits)
         return quantizer.finalize({"trained": {"epochs": settings.epochs, "learning_rate": settings.learning_rate}})
 
 
 def _attach_trainable_quantizers(
-    quantizer: ModelQuantizer, settings: QuantizationAwareSettings, factory: QuantizerFactory
+    quantizer: ModelQuantizer, by_layer: Mapping[str, QuantizationAwareSettings], factory: QuantizerFactory
 ) -> dict[str, TrainableInputQuantizer]:
     """Attach quantizers to the weights and inputs of all layers, and return those of the inputs by layer."""
     recorders: dict[str, RangeRecorder] = {}
 
     def build_recorder(name: str) -> Observer:
-        recorders[name] = RangeRecorder(settings.build_observer(settings.activation_bits))
+        recorders[name] = RangeRecorder(by_layer[name].build_observer(by_layer[name].activation_bits))
         return recorders[name]
 
-    quantizer.observe_ranges(build_recorder if settings.activation_bits < 32 else None)
-    inputs = {name: factory.build_input_quantizer(recorder, settings) for name, recorder in recorders.items()}
+    has_input_bits = any(settings.activation_bits < 32 for settings in by_layer.values())
+    quantizer.observe_ranges(build_recorder if has_input_bits else None)
+    inputs = {
+        name: factory.build_input_quantizer(recorder, by_layer[name])
+        for name, recorder in recorders.items()
+        if by_layer[name].activation_bits < 32
+    }
     for name, layer in quantizer.layers.items():
+        settings = by_layer[name]
         if name in inputs:
             attach_input_quantizer(layer, inputs[name])
         if settings.weight_bits < 32:

@@ -15,6 +15,7 @@ from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError, KnobError
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.quantize.bit_sensitivity import enforce_monotone_losses
+from autocompress.quantize.lsq import LSQ, LSQConfig
 from autocompress.quantize.mixed_precision import (
     BIT_WIDTHS,
     SOLVERS,
@@ -202,6 +203,54 @@ def test_at_equal_bit_operations_it_beats_uniform_bits(
     record_property("gain", (mean, error))
     print(f"3 bits: {100 * mean:.1f} +- {100 * error:.1f} points over five seeds")
     assert mean > error
+
+
+TRAINED: dict[str, Any] = {"budget": "size", "budget_bits": 2.3, "epochs": 2, "learning_rate": 1e-2}
+
+
+def test_a_trained_mix_has_the_chosen_bits_and_is_restored(models: list[nn.Module], data: Digits) -> None:
+    config = MixedPrecisionConfig(**TRAINED)
+    assert config.estimate_epochs() == 2
+    assert MixedPrecisionConfig(**{**TRAINED, "budget_bits": 32}).estimate_epochs() == 0
+    trained, state = METHOD.apply(models[0], config, context(data))
+    _, other = METHOD.apply(models[0], replace(config, epochs=0), context(data))
+    assert state.bits == other.bits
+    assert len({bits.weight for bits in state.bits.values()}) > 1
+    assert state.report["assignment"] == other.report["assignment"]
+    assert state.report["trained"] == {"epochs": 2, "learning_rate": 1e-2}
+    fresh = METHOD.restore(Plain(), config, MethodState(state.history, state.tensors))
+    fresh.load_state_dict(trained.state_dict())
+    with torch.no_grad():
+        assert torch.equal(fresh(data[2]), trained(data[2]))
+    for name, bits in state.bits.items():
+        weight = trained.get_parameter(f"{name}.weight").detach()
+        assert max(len(row.unique()) for row in weight.flatten(1)) <= 2**bits.weight
+
+
+def test_equal_bits_are_trained_as_learned_steps_train(models: list[nn.Module], data: Digits) -> None:
+    mixed, _ = METHOD.apply(models[0], MixedPrecisionConfig(**{**TRAINED, "budget_bits": 2}), context(data))
+    config = LSQConfig(weight_bits=2, activation_bits=8, epochs=2, learning_rate=1e-2)
+    uniform, _ = LSQ().apply(models[0], config, context(data))
+    with torch.no_grad():
+        assert torch.equal(mixed(data[2]), uniform(data[2]))
+
+
+def test_a_mix_is_trained_by_a_context_that_can(models: list[nn.Module], data: Digits) -> None:
+    with pytest.raises(CompressionError, match="'fine_tune'"):
+        METHOD.apply(models[0], MixedPrecisionConfig(**TRAINED), replace(context(data), fine_tune=None))
+
+
+@pytest.mark.slow
+def test_training_a_mix_gains(models: list[nn.Module], data: Digits) -> None:
+    gains = []
+    for model in models:
+        config = MixedPrecisionConfig(**{**TRAINED, "epochs": 6})
+        trained, _ = METHOD.apply(model, config, context(data))
+        at_once, _ = METHOD.apply(model, replace(config, epochs=0), context(data))
+        gains.append(accuracy(trained, data[2], data[3]) - accuracy(at_once, data[2], data[3]))
+    mean, error = mean_and_error(gains)
+    print(f"2.3 bits: {100 * mean:.1f} +- {100 * error:.1f} points over five seeds")
+    assert mean > 2 * error
 
 
 CHOICE = st.tuples(st.integers(0, 30), st.floats(-5, 5, allow_subnormal=False))
