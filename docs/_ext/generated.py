@@ -80,11 +80,11 @@ def task_options() -> str:
 
 
 def promotion() -> str:
-    """Return every rule of who goes on past a rung."""
+    """Return every rule that says which trials continue after a rung."""
     from autocompress.core.registry import PROMOTION_RULES
 
     rows = [[_code(name), _first_line(PROMOTION_RULES.get(name))] for name in PROMOTION_RULES]
-    return _table(["`search.promotion`", "who goes on"], rows)
+    return _table(["`search.promotion`", "trials that continue"], rows)
 
 
 def spec() -> str:
@@ -154,6 +154,13 @@ def gallery() -> str:
     return describe_samples()
 
 
+def comparisons() -> str:
+    """Return the charts of the benchmarks that compare autocompress with other ways."""
+    from charts import describe_comparisons
+
+    return describe_comparisons()
+
+
 def page(name: str) -> str:
     """Return a page's name for a table of contents, or nothing where there is no such page."""
     return name if (ROOT / "docs" / f"{name}.md").is_file() else ""
@@ -174,6 +181,7 @@ PARTS: dict[str, Callable[..., str]] = {
         measurements,
         layers,
         gallery,
+        comparisons,
         page,
     )
 }
