@@ -161,6 +161,10 @@ class MixedPrecisionConfig(WeightSettings, InputSettings):
         """Return the number of epochs of quantization-aware training."""
         return 0.0 if self.budget_bits == 32 else float(self.epochs)
 
+    def select_measured(self) -> "MixedPrecisionConfig":
+        """Return these settings with the defaults of those that sensitivities do not depend on."""
+        return replace(self, budget_bits=4.0, solver="exact", epochs=0, learning_rate=5e-3)
+
     def training_settings(self) -> LSQConfig:
         """Return the settings of the training with the chosen bits."""
         return LSQConfig(
@@ -220,7 +224,10 @@ class MixedPrecision:
             unit_costs = _unit_costs(quantizer, config.budget)
             budget = _BitBudget(config, sum(unit_costs.values()))
             budget.require_feasible(min(BIT_WIDTHS), min(input_widths))
-            sensitivities = measure_sensitivity(quantizer, MEASURES[config.sensitivity](quantizer), weights, inputs)
+            sensitivities = context.compute_once(
+                config.select_measured(),
+                lambda: measure_sensitivity(quantizer, MEASURES[config.sensitivity](quantizer), weights, inputs),
+            )
             options = {
                 row.layer: _layer_options(row, unit_costs[row.layer], budget, input_widths) for row in sensitivities
             }

@@ -205,6 +205,22 @@ def test_at_equal_bit_operations_it_beats_uniform_bits(
     assert mean > error
 
 
+def test_the_budgets_of_a_model_share_its_sensitivities(
+    models: list[nn.Module], data: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [MixedPrecisionConfig(budget_bits=bits) for bits in (2.5, 3.3)]
+    alone = [METHOD.apply(models[0], config, context(data))[1] for config in configs]
+    given = replace(context(data), shared={})
+    shared = [METHOD.apply(models[0], configs[0], given)[1]]
+    monkeypatch.setattr("autocompress.quantize.mixed_precision.measure_sensitivity", None)
+    shared.append(METHOD.apply(models[0], configs[1], given)[1])
+    assert [state.report for state in shared] == [state.report for state in alone]
+    assert shared[0].bits != shared[1].bits
+    # Inputs have other bits, so they are measured anew.
+    with pytest.raises(TypeError):
+        METHOD.apply(models[0], replace(configs[0], budget="size"), given)
+
+
 TRAINED: dict[str, Any] = {"budget": "size", "budget_bits": 2.3, "epochs": 2, "learning_rate": 1e-2}
 
 
