@@ -105,15 +105,17 @@ class OutputDivergence:
 
     Args:
         quantizer: Model quantizer, before any layer is quantized.
+        count: Number of calibration examples that are measured; ``None`` for all.
 
     Raises:
         CompressionError: There are no calibration batches.
     """
 
-    def __init__(self, quantizer: ModelQuantizer) -> None:
+    def __init__(self, quantizer: ModelQuantizer, count: int | None = None) -> None:
         if not quantizer.context.calibration:
             raise CompressionError("sensitivities need calibration batches: the context holds none")
-        self._model, self._inputs = quantizer.model, quantizer.join_batches()
+        self._model = quantizer.model
+        self._inputs = tuple(inputs[:count] for inputs in quantizer.join_batches())
         self._exact = self._log_probabilities()
 
     def __call__(self) -> float:
@@ -132,19 +134,21 @@ class LossIncrease:
 
     Args:
         quantizer: Model quantizer, before any layer is quantized.
+        count: Number of calibration examples that are measured; ``None`` for all.
 
     Raises:
         CompressionError: The context lacks the loss, calibration batches or their targets.
     """
 
-    def __init__(self, quantizer: ModelQuantizer) -> None:
+    def __init__(self, quantizer: ModelQuantizer, count: int | None = None) -> None:
         context = quantizer.context
         if context.loss is None or not context.targets or len(context.targets) != len(context.calibration):
             raise CompressionError("sensitivities need the loss on calibration batches: the context lacks it")
-        self._model, self._inputs, self._loss = quantizer.model, quantizer.join_batches(), context.loss
-        heads = context.targets[0]
+        self._model, self._loss = quantizer.model, context.loss
         # All batches are joined to one, because each sensitivity needs a forward pass over all of them.
-        self._targets = {head: torch.cat([targets[head] for targets in context.targets]) for head in heads}
+        self._inputs = tuple(inputs[:count] for inputs in quantizer.join_batches())
+        heads = context.targets[0]
+        self._targets = {head: torch.cat([targets[head] for targets in context.targets])[:count] for head in heads}
         self._exact = self._compute_loss()
 
     def __call__(self) -> float:
@@ -155,7 +159,7 @@ class LossIncrease:
         return float(self._loss(self._model(*self._inputs), self._targets))
 
 
-MEASURES: dict[str, Callable[[ModelQuantizer], Callable[[], float]]] = {
+MEASURES: dict[str, Callable[[ModelQuantizer, int | None], Callable[[], float]]] = {
     "divergence": OutputDivergence,
     "loss": LossIncrease,
 }

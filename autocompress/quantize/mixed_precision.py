@@ -146,6 +146,9 @@ class MixedPrecisionConfig(WeightSettings, InputSettings):
     sensitivity: str = knob(
         "divergence", Choice(tuple(MEASURES)), "what is measured: the divergence of the outputs, or the loss"
     )
+    examples: int = knob(
+        512, IntRange(1, 100_000, log=True), "calibration examples at most that sensitivities are measured on"
+    )
     activation_bits: int = knob(8, BITS, "bits of every layer's input where the budget is a size")
     weight_observer: str = knob("mse", Choice(WEIGHT_OBSERVERS), "how a weight's range is found")
     observer: str = knob("mse", OBSERVER_CHOICE, "how an input's range is found")
@@ -226,7 +229,9 @@ class MixedPrecision:
             budget.require_feasible(min(BIT_WIDTHS), min(input_widths))
             sensitivities = context.compute_once(
                 config.select_measured(),
-                lambda: measure_sensitivity(quantizer, MEASURES[config.sensitivity](quantizer), weights, inputs),
+                lambda: measure_sensitivity(
+                    quantizer, MEASURES[config.sensitivity](quantizer, config.examples), weights, inputs
+                ),
             )
             options = {
                 row.layer: _layer_options(row, unit_costs[row.layer], budget, input_widths) for row in sensitivities

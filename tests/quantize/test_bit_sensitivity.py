@@ -90,6 +90,22 @@ def test_each_entry_is_what_a_copy_with_that_layer_rounded_measures(
         assert rows["loss"][at].inputs[2] == pytest.approx(float(loss), rel=1e-3, abs=1e-6)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("measure", [OutputDivergence, LossIncrease])
+def test_a_count_measures_the_first_examples(
+    measure: type[OutputDivergence | LossIncrease], quantizer: ModelQuantizer, context: Context
+) -> None:
+    first = replace(context, calibration=context.calibration[:1], targets=context.targets[:1])
+    size = len(context.calibration[0][0])
+    few, alone, all_examples = (
+        measure_layers(draft, measure(draft, count))
+        for given, count in ((context, size), (first, None), (context, None))
+        for draft in [ModelQuantizer(copy.deepcopy(quantizer.model), given)]
+    )
+    assert few == alone
+    assert few != all_examples
+
+
 def test_the_draft_computes_what_it_did_before(quantizer: ModelQuantizer, context: Context) -> None:
     before, outputs = copy.deepcopy(quantizer.model.state_dict()), quantizer.model(*context.calibration[0])
     measure_layers(quantizer, OutputDivergence(quantizer))
