@@ -48,8 +48,7 @@ quantize:
   {training}
 objectives: {{accuracy: [0.5, 1.0], weight_kilobytes: [78, 1]}}
 """
-TRAINING = """mixed_precision: {{budget: size, budget_bits: [2.0, 2.4, 3.0, 3.6], activation_bits: 8, epochs: {epochs},
-    learning_rate: 0.02}}"""
+TRAINING = "lsq: {{weight_bits: [3, 2], activation_bits: 8, epochs: {epochs}, learning_rate: 0.02}}"
 RATIOS, BITS = "[0.0, 0.15, 0.3, 0.5, 0.7]", "[6, 5, 4]"
 
 
