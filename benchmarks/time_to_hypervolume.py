@@ -46,7 +46,7 @@ CONTENDERS = {
     BOTORCH: ("search.mode=sampled", "search.sampler=gp"),
     f"{BOTORCH} with all cuts": ("search.sampler=gp",),
     "halving by accuracy": ("search.promotion=best_score",),
-    "ours, nobody stopped": ("search.promotion=always",),
+    "ours, no trial stopped": ("search.promotion=always",),
     "ours, no further cuts": ("search.refine=0",),
     "ours, weights from the teacher": ("fit.adamw.init=teacher",),
 }

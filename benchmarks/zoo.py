@@ -1,4 +1,4 @@
-"""Models that nobody here wrote: `python -m benchmarks.zoo`, with the extra `zoo`.
+"""Models of other libraries: `python -m benchmarks.zoo`, with the extra `zoo`.
 
 Each model of transformers, timm and torchvision with a small random configuration is brought with `bring_model`. Its
 FLOPs are compared with those of `torch.utils.flop_counter` (fused kernels off), half of its channels are removed, the

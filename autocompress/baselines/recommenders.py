@@ -120,7 +120,7 @@ def _score_neighbours(
     scores = np.zeros(candidates.shape, np.float32)
     for start in range(0, len(users), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        # A user's items, then the users who share one of them, then what these have.
+        # A user's items, then the other users of these items, then the items of those users.
         similar = np.asarray(((scaled[users[rows]] @ columns) @ scaled).todense())
         scores[rows] = np.take_along_axis(similar, candidates[rows], 1)
     return scores

@@ -188,7 +188,7 @@ class Registry(Generic[T_co]):
                 self.add(point.name, value)
             elif point.name not in self._objects:
                 raise PluginError(f"{title}: the module registers no {self.kind} of that name")
-        except Exception as error:  # The package of somebody else may raise anything.
+        except Exception as error:  # Another package may raise anything.
             reason = explain_missing_name(error)
             details = str(error) if isinstance(error, AutocompressError) else f"{type(error).__name__}: {error}"
             failure = error if isinstance(error, PluginError) else PluginError(f"{title} cannot be loaded: {details}")

@@ -418,7 +418,7 @@ def run_search(
     """
     events = events or Events()
     store = _open_store(plan, folder, resume, command)
-    # Who resumes a search that was paused when it ended wants it to go on.
+    # A search that ended while it was paused continues when it is resumed.
     cancel_pause(folder)
     for notice in plan.notices:
         events.notice(notice)

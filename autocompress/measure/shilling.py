@@ -31,7 +31,7 @@ def pushed_rating(subject: Subject) -> float:
 
 @objective("pushed_hit_rate_at_10", "minimize", "score", reads="classes")
 def pushed_hit_rate_at_10(subject: Subject) -> float:
-    """Share of real users for whom the pushed item is among the ten highest candidates of their list."""
+    """Share of real users whose list has the pushed item among its ten highest candidates."""
     outputs = _require_outputs(subject)
     return fmean(hit_rate(logits, subject.targets[head]) for head, logits in outputs.items())
 

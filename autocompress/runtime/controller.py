@@ -58,7 +58,7 @@ class ControllerSettings:
 def predict_latency(rate: float, run_ms: float, deviation_ms: float, workers: int, quantile: float) -> float:
     """Return a quantile of the latency of a queue in milliseconds; infinite if the queue grows without end.
 
-    The mean wait of those who wait is that of an M/G/1 queue (Pollaczek 1930, Khinchine 1932), the wait is
+    The mean wait of the requests that wait is that of an M/G/1 queue (Pollaczek 1930, Khinchine 1932), the wait is
     exponential, and several workers count as one that is faster.
 
     Args:

@@ -1,4 +1,4 @@
-"""Costs of an ONNX file whoever wrote it: effective FLOPs from the graph alone."""
+"""Costs of an ONNX file of any tool: effective FLOPs from the graph alone."""
 
 import math
 
