@@ -46,17 +46,17 @@ An earlier space of the joint search in the same 10 minutes, one seed: 2 epochs 
 rounding, shares 0, 0.15, 0.3, 0.45, 0.6 and 0.7, post-training quantization to 8, 6 and 5 bits, learned steps with 4, 3
 and 2 bits. Its front: 3.7 kB 62.5%, 4.6 kB 63.9%, 8.0 kB 69.9%, 14.9 kB 74.5%, 23.6 kB 76.9%, 37.8 kB 77.3%.
 
-Bits by layer are not trained in these rows. Measured apart, on the whole network after one epoch as a student, with two
-epochs under rounding (one seed; kilobytes and test accuracy): learned steps with 2 bits in all layers 19.3 kB 75.6%, with
-3 bits 29.0 kB 78.0%; the same training with bits by layer (`mixed_precision` with `epochs`), 2.4 on average 23.2 kB 78.3%,
-3.0 on average 29.0 kB 79.2%. In the place of learned steps, it did not help the search in 10 minutes (its front had
-2.2 kB 58.4%, 9.8 kB 70.2%, 18.9 kB 76.8%, 23.6 kB 77.1%): the sensitivities took as long as an epoch, so fewer models were
-tried. They are measured on fewer examples since.
+Bits by layer are not trained in these rows. Measured apart, on the whole network after one epoch as a student, with
+two epochs under rounding (one seed; kilobytes and test accuracy): learned steps with 2 bits in all layers 19.3 kB
+75.6%, with 3 bits 29.0 kB 78.0%; the same training with bits by layer (`mixed_precision` with `epochs`), 2.4 on
+average 23.2 kB 78.3%, 3.0 on average 29.0 kB 79.2%. In the place of learned steps, it did not help the search in 10
+minutes (its front had 2.2 kB 58.4%, 9.8 kB 70.2%, 18.9 kB 76.8%, 23.6 kB 77.1%): the sensitivities took as long as an
+epoch, so fewer models were tried. They are measured on fewer examples since.
 
-Channels that are removed where they matter least (`allocation: adaptive, budget: parameters`) leave more accuracy than
-the same share in every layer: after one epoch as a student, in floating point and with the size of 8 bits, 37.6 kB 78.0%
-against 37.8 kB 76.9%, and 19.2 kB 72.9% against 19.6 kB 72.0%. The search of the table does not use them; they take
-some 45 seconds more for each student.
+Channels that are removed where they matter least (`allocation: adaptive, budget: parameters`) leave more accuracy
+than the same share in every layer: after one epoch as a student, in floating point and with the size of 8 bits, 37.6
+kB 78.0% against 37.8 kB 76.9%, and 19.2 kB 72.9% against 19.6 kB 72.0%. The search of the table does not use them;
+they take some 45 seconds more for each student.
 
 No method of the catalogue assigns bits to single channels."""
 
