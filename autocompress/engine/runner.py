@@ -455,6 +455,8 @@ def run_search(
         events.phase("freezing the front and reading the test split")
         with reproducible_torch():
             finish_run(plan.setup, plan.source.spec.search.minutes, store)
+        if leak := detect_validation_leak(store.run_info()):
+            _add_notice(store, events, leak)
         logger.info("front frozen: %d candidates", len(store.run_info().front or ()))
     except BaseException:
         store.close()
@@ -846,7 +848,6 @@ def finish_run(setup: Setup, minutes: float | None, store: RunStore) -> None:
             baselines=baselines,
             trivial_baselines=_add_test_scores(setup, info.trivial_baselines),
             test_reads=info.test_reads + 1,
-            notices=tuple(dict.fromkeys([*info.notices, *detect_validation_leak(store, teacher.scores)])),
         )
     )
 
@@ -867,28 +868,27 @@ def _with_test_scores(teacher: TeacherInfo, tested: SplitScores) -> TeacherInfo:
     return replace(teacher, scores={**teacher.scores, "test": tested.scores}, examples=examples)
 
 
-def detect_validation_leak(store: RunStore, test: Mapping[str, float]) -> list[str]:
+def detect_validation_leak(info: RunInfo) -> str:
     """Return a notice where the teacher scores so much better on validation than on test that it has seen the former.
 
-    It is common for models that users bring, and makes every candidate seem to lose more than it does.
+    It is common for models that users bring, and makes every candidate seem to lose more than it does. Without such a
+    gap, or without an accuracy on both splits, the result is empty.
     """
-    info = store.run_info()
-    sizes = info.splits
     _, score = primary_objectives(info.objectives)
-    name = score.name
-    before, after = info.teacher.score(name), test.get(name)
-    if name != "accuracy" or before is None or after is None:
-        return []
-    both = (before * sizes["select_val"] + after * sizes["test"]) / (sizes["select_val"] + sizes["test"])
+    before, after = info.teacher.score(score.name), info.teacher.scores.get("test", {}).get(score.name)
+    if score.name != "accuracy" or before is None or after is None:
+        return ""
+    validation, test = info.splits["select_val"], info.splits["test"]
+    both = (before * validation + after * test) / (validation + test)
     # Standard error of the difference of two proportions, pooled.
-    error = math.sqrt(both * (1 - both) * (1 / sizes["select_val"] + 1 / sizes["test"]))
+    error = math.sqrt(both * (1 - both) * (1 / validation + 1 / test))
     if before - after < max(LEAK_GAP, LEAK_STANDARD_ERRORS * error):
-        return []
-    return [
-        f"the teacher's {name} is {before:.1%} on the validation split and {after:.1%} on the test split: it has "
+        return ""
+    return (
+        f"the teacher's {score.name} is {before:.1%} on the validation split and {after:.1%} on the test split: it has "
         "probably been trained on the validation data, so every candidate seems to lose more than it does; give data "
-        "that it has not seen as val, as in autocompress.Tensors(..., val=...)"
-    ]
+        "that it has not seen as val: a folder val beside train and test, or autocompress.Tensors(..., val=...)"
+    )
 
 
 def _train_baseline(setup: Setup, minutes: float | None, store: RunStore, ids: list[str]) -> dict[str, str]:

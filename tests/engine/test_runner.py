@@ -11,7 +11,15 @@ from autocompress.backends.ray import Ray
 from autocompress.core.heads import Custom, Regression
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
 from autocompress.core.task import Split, Splits
-from autocompress.engine.runner import detect_validation_leak, make_backend, make_plan, prefer_own_score
+from autocompress.engine import runner
+from autocompress.engine.runner import (
+    Events,
+    detect_validation_leak,
+    make_backend,
+    make_plan,
+    prefer_own_score,
+    run_search,
+)
 from autocompress.engine.spec import Source, parse_spec
 from autocompress.errors import SpecError
 from autocompress.store.run_store import RunStore
@@ -159,32 +167,38 @@ def test_missing_graphics_card_is_an_error_with_its_line(line: str) -> None:
     ],
 )
 def test_leak_of_the_validation_split_gives_a_notice(
-    tmp_path: Path, validation: float, test: float, size: int, is_reported: bool
+    validation: float, test: float, size: int, is_reported: bool
 ) -> None:
-    with RunStore.create(tmp_path / "run", RunInfo()) as study:
-        study.update_run_info(
-            RunInfo(
-                objectives=OBJECTIVES,
-                splits={"select_val": size, "test": 2 * size},
-                teacher=TeacherInfo({"select_val": {"accuracy": validation}}),
-            )
-        )
-        result = detect_validation_leak(study, {"accuracy": test})
-    assert len(result) == is_reported
-    assert not result or f"{validation:.1%}" in result[0]
+    teacher = TeacherInfo({"select_val": {"accuracy": validation}, "test": {"accuracy": test}})
+    splits = {"select_val": size, "test": 2 * size}
+    notice = detect_validation_leak(RunInfo(objectives=OBJECTIVES, splits=splits, teacher=teacher))
+    assert bool(notice) == is_reported
+    assert not notice or f"{validation:.1%}" in notice
 
 
-def test_no_notice_without_an_accuracy(tmp_path: Path) -> None:
-    with RunStore.create(tmp_path / "run", RunInfo()) as study:
-        score = ObjectiveSpec("rmse", "minimize", "", "score", (1.0, 0.0))
-        study.update_run_info(
-            RunInfo(
-                objectives=(score, OBJECTIVES[1]),
-                splits={"select_val": 100, "test": 200},
-                teacher=TeacherInfo({"select_val": {"rmse": 0.2}}),
-            )
-        )
-        assert detect_validation_leak(study, {"rmse": 0.9}) == []
+def test_no_notice_without_an_accuracy_on_both_splits() -> None:
+    splits = {"select_val": 100, "test": 200}
+    score = ObjectiveSpec("rmse", "minimize", "", "score", (1.0, 0.0))
+    teacher = TeacherInfo({"select_val": {"rmse": 0.2}, "test": {"rmse": 0.9}})
+    info = RunInfo(objectives=(score, OBJECTIVES[1]), splits=splits, teacher=teacher)
+    assert detect_validation_leak(info) == ""
+    unfinished = TeacherInfo({"select_val": {"accuracy": 0.9}})
+    assert detect_validation_leak(RunInfo(objectives=OBJECTIVES, splits=splits, teacher=unfinished)) == ""
+
+
+@pytest.mark.slow
+def test_leak_of_the_validation_split_is_shown_and_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "LEAK_GAP", -1.0)
+    monkeypatch.setattr(runner, "LEAK_STANDARD_ERRORS", -1e9)
+    short = ["search.trials=1", "search.backend=serial", "search.timing_seconds=0", "fit.adamw.epochs=1"]
+    teacher = ["teacher.student={cnn: {width: 4, depth: 1}}", "teacher.fit={adamw: {epochs: 1}}"]
+    shown: list[str] = []
+    plan = make_plan(parse_spec(SOUND, "x", [*short, *teacher]))
+    run_search(plan, tmp_path / "run", events=Events(notice=shown.append)).close()
+    with RunStore.read(tmp_path / "run") as store:
+        stored = store.run_info().notices
+    (leak,) = [notice for notice in shown if "trained on the validation data" in notice]
+    assert leak in stored
 
 
 def test_imbalanced_classes_make_balanced_accuracy_the_first_score_unless_objectives_are_named(
