@@ -19,15 +19,15 @@ from autocompress.quantize.bit_sensitivity import (
     enforce_monotone_losses,
     measure_sensitivity,
 )
-from autocompress.quantize.layers import add_layer_to_errors, coding_for_layer, forward_hooks, is_weight_only
+from autocompress.quantize.layers import coding_for_layer, forward_hooks, is_weight_only
 from autocompress.quantize.lsq import LSQConfig, LSQRounding
 from autocompress.quantize.model_quantizer import BiasCorrection, ModelQuantizer, fit_activation_grid
 from autocompress.quantize.observers import OBSERVER_CHOICE, Observer
-from autocompress.quantize.post_training import BITS, InputSettings, WeightSettings
+from autocompress.quantize.post_training import BITS, InputSettings, WeightSettings, encode_layer
 from autocompress.quantize.quantization_aware import train_with_rounding
 from autocompress.quantize.quantizers import Grid
 from autocompress.quantize.serialization import restore_quantization
-from autocompress.quantize.weight_coding import WEIGHT_OBSERVERS, QuantizedWeight, encode_weight
+from autocompress.quantize.weight_coding import WEIGHT_OBSERVERS, QuantizedWeight
 
 # The options of a row: cost and loss of each.
 Row = Sequence[tuple[int, float]]
@@ -166,7 +166,14 @@ class MixedPrecisionConfig(WeightSettings, InputSettings):
 
     def select_measured(self) -> "MixedPrecisionConfig":
         """Return these settings with the defaults of those that sensitivities do not depend on."""
-        return replace(self, budget_bits=4.0, solver="exact", epochs=0, learning_rate=5e-3)
+        default = MixedPrecisionConfig()
+        return replace(
+            self,
+            budget_bits=default.budget_bits,
+            solver=default.solver,
+            epochs=default.epochs,
+            learning_rate=default.learning_rate,
+        )
 
     def training_settings(self) -> LSQConfig:
         """Return the settings of the training with the chosen bits."""
@@ -345,16 +352,16 @@ def _input_grids(
 
 
 def _encode_weights(quantizer: ModelQuantizer, config: MixedPrecisionConfig) -> dict[str, dict[int, QuantizedWeight]]:
-    weights: dict[str, dict[int, QuantizedWeight]] = {}
+    context = quantizer.context
     # With a budget of bit operations, inputs always have fewer than 32 bits.
-    is_reduced = quantizer.context.reduce_range and (config.budget == "bops" or config.activation_bits < 32)
-    for name, layer in quantizer.layers.items():
-        with add_layer_to_errors(name, "weight"):
-            weights[name] = {
-                bits: encode_weight(layer.weight, coding_for_layer(layer, config.weight_coding(bits), is_reduced))
-                for bits in BIT_WIDTHS
-            }
-    return weights
+    is_reduced = context.reduce_range and (config.budget == "bops" or config.activation_bits < 32)
+    return {
+        name: {
+            bits: encode_layer(name, layer, coding_for_layer(layer, config.weight_coding(bits), is_reduced), context)
+            for bits in BIT_WIDTHS
+        }
+        for name, layer in quantizer.layers.items()
+    }
 
 
 def _unit_costs(quantizer: ModelQuantizer, budget: str) -> dict[str, int]:

@@ -95,6 +95,16 @@ class PostTrainingConfig(WeightSettings, InputSettings, BitSettings):
         return replace(super().weight_coding(bits), quantizer=self.quantizer)
 
 
+def encode_layer(name: str, layer: Layer, coding: WeightCoding, context: Context) -> QuantizedWeight:
+    """Return the codes of a layer's weight, computed once for all compression recipes of a model.
+
+    Raises:
+        CompressionError: The weight is empty, NaN or infinite.
+    """
+    with add_layer_to_errors(name, "weight"):
+        return context.compute_once(("weight", name, coding), lambda: encode_weight(layer.weight, coding))
+
+
 class PostTraining:
     """Quantizes weights and inputs of convolutions and linear layers (Jacob et al. 2018), and embeddings.
 
@@ -133,16 +143,11 @@ class PostTraining:
                     grid = fit_activation_grid(ranges[name], config.activation_scheme, config.activation_bits)
                     quantizer.quantize_input(name, grid, config.activation_bits)
                 if config.weight_bits < 32:
-                    quantizer.quantize_weight(
-                        name, self._encode_weight(name, layer, config, context), config.weight_bits
+                    coding = coding_for_layer(
+                        layer, config.weight_coding(config.weight_bits), context.reduce_range and has_input_bits
                     )
+                    quantizer.quantize_weight(name, encode_layer(name, layer, coding, context), config.weight_bits)
             return quantizer.finalize()
-
-    def _encode_weight(self, name: str, layer: Layer, config: PostTrainingConfig, context: Context) -> QuantizedWeight:
-        is_reduced = context.reduce_range and config.activation_bits < 32
-        coding = coding_for_layer(layer, config.weight_coding(config.weight_bits), is_reduced)
-        with add_layer_to_errors(name, "weight"):
-            return context.compute_once(("weight", name, coding), lambda: encode_weight(layer.weight, coding))
 
     def restore(self, model: nn.Module, config: PostTrainingConfig, state: MethodState) -> nn.Module:
         """Fold and quantize a fresh model as ``apply`` did; the other tensors come from the saved ``state_dict``.

@@ -204,13 +204,9 @@ def train_with_rounding(
         raise CompressionError(f"{settings.label} trains the model, and the context has no 'fine_tune' function")
     with torch.no_grad():
         quantizer = ModelQuantizer(model, context)
-        pairs = layer_bits or {}
-        default = (settings.weight_bits, settings.activation_bits)
-        by_layer = {
-            name: replace(settings, weight_bits=weight_bits, activation_bits=input_bits)
-            for name in quantizer.layers
-            for weight_bits, input_bits in [pairs.get(name, default)]
-        }
+        by_layer = dict.fromkeys(quantizer.layers, settings)
+        for name, (weight_bits, input_bits) in (layer_bits or {}).items():
+            by_layer[name] = replace(settings, weight_bits=weight_bits, activation_bits=input_bits)
         inputs = _attach_trainable_quantizers(quantizer, by_layer, factory)
     # The training loop has its own generators; other random operations, such as dropout, follow the seed as well.
     with torch.random.fork_rng(devices=[]):

@@ -10,7 +10,7 @@ from pathlib import Path
 BENCHMARKS = Path(__file__).resolve().parents[2] / "reports" / "benchmarks"
 WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 720, 320, 60, 40, 14
 BAR_LEFT, BAR_HEIGHT, VALUE_WIDTH = 250, 22, 120
-OURS = ("autocompress", "surrogate", "joint", "ours")
+OURS = ("surrogate", "joint")
 STYLE = """
 .chart { width: 100%; max-width: 720px; height: auto; font-family: inherit; }
 .chart text { fill: var(--color-foreground-secondary, #444); font-size: 12px; }
@@ -65,8 +65,11 @@ def read_table(name: str, column: str) -> list[Row]:
 
 def read_bars(rows: Sequence[Row], column: str, label: Callable[[Row], str]) -> list[Bar]:
     """Return a bar for each row with a number in a column; a number may be followed by its standard error."""
-    found = [(row, NUMBER.match(row[column])) for row in rows]
-    return [Bar(label(row), float(match[1]), float(match[2] or 0), match[0]) for row, match in found if match]
+    return [
+        Bar(label(row), float(number[1]), float(number[2] or 0), number[0])
+        for row in rows
+        if (number := NUMBER.match(row[column]))
+    ]
 
 
 def draw_bars(title: str, bars: Sequence[Bar], unit: str) -> str:
