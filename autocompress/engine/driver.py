@@ -54,8 +54,10 @@ MAX_INITIAL_FAILURES = 10
 MAX_DUPLICATES = 64
 # Seconds between two looks at a paused search.
 PAUSE_INTERVAL = 0.5
-# Factor on the predicted time of the reference trial: a job that seems to take a second may take two.
+# Factor on the predicted time of the reference trial and of later stages: what seems to take a second may take two.
 TIME_SAFETY_FACTOR = 2.0
+# Largest share of the time limit that trials leave for the later stages of a sequential search.
+MAX_LATER_SHARE = 0.4
 
 #: Objective values and constraint violations of a trial, or its final state if it has none.
 Outcome: TypeAlias = tuple[list[float], dict[str, float]] | State
@@ -511,8 +513,8 @@ class Driver:
 
     def _can_start_trial(self) -> bool:
         """Return whether the budget in trials and time allows one more trial."""
-        epochs, share = self._scheduler.latest_epochs, self._refinement.training_share
-        is_too_late = self._time_budget.is_too_late(epochs, share)
+        epochs, later_epochs = self._scheduler.latest_epochs, self._refinement.later_epochs
+        is_too_late = self._time_budget.is_too_late(epochs, later_epochs)
         return not is_too_late and self._scheduler.trial_count < self._search.trials
 
     def _was_proposed(self, training: CompressionConfig) -> bool:
@@ -734,15 +736,17 @@ class TimeBudget:
             return False
         return self._elapsed() + TIME_SAFETY_FACTOR * cost * self._seconds / self._cost > self._limit
 
-    def is_too_late(self, epochs: float, share: float = 1.0) -> bool:
-        """Return whether a job would end after the limit; never without a limit.
+    def is_too_late(self, epochs: float, later_epochs: float = 0.0) -> bool:
+        """Return whether a job would end too late; never without a limit.
 
         Args:
             epochs: Number of epochs of the job. Their duration is the median one so far, as a few slow trials would
                 shift the mean.
-            share: Share of the limit within which the job has to end.
+            later_epochs: Number of epochs that have to follow within the limit. They reserve at most
+                ``MAX_LATER_SHARE`` of it.
         """
         if self._limit is None:
             return False
         epoch_seconds = self._epoch_seconds[len(self._epoch_seconds) // 2] if self._epoch_seconds else 0.0
-        return self._elapsed() + epoch_seconds * epochs > self._limit * share
+        later_seconds = min(TIME_SAFETY_FACTOR * epoch_seconds * later_epochs, MAX_LATER_SHARE * self._limit)
+        return self._elapsed() + epoch_seconds * epochs > self._limit - later_seconds

@@ -39,11 +39,11 @@ class SequentialRefinement:
 
     Attributes:
         immediate_recipes: Recipes that every complete trial gets at once: only the uncompressed model.
-        training_share: Share of the time limit within which new trials may start; the rest is for the later stages.
+        later_epochs: Estimated epochs of the later stages, for which trials leave time. A step that trains nothing
+            counts as one epoch: it calibrates and scores.
     """
 
     immediate_recipes = (CompressionRecipe(),)
-    training_share = 0.6
 
     def __init__(
         self,
@@ -55,6 +55,9 @@ class SequentialRefinement:
     ) -> None:
         self._prunings = list(dict.fromkeys(recipe.prune for recipe in recipes if recipe.prune is not None))
         self._quantizations = list(dict.fromkeys(recipe.quantize for recipe in recipes if recipe.quantize is not None))
+        steps = [CompressionRecipe(prune) for prune in self._prunings]
+        steps += [CompressionRecipe(quantize=quantize) for quantize in self._quantizations]
+        self.later_epochs = sum(max(1.0, count_recipe_epochs(step)) for step in steps)
         self._drop = drop
         self._normalize = normalize
         self._score = score
@@ -205,10 +208,10 @@ class Refinement:
 
     Attributes:
         immediate_recipes: Recipes that train nothing, which every complete trial gets at once.
-        training_share: Share of the time limit within which new trials may start.
+        later_epochs: Epochs for which trials leave time: none, as refinements compete with trials.
     """
 
-    training_share = 1.0
+    later_epochs = 0.0
 
     def __init__(
         self,

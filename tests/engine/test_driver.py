@@ -487,9 +487,21 @@ def test_a_job_that_would_end_after_the_limit_at_the_median_speed_is_too_late() 
     clock[0] = 90.0
     assert not budget.is_too_late(5)
     assert budget.is_too_late(6)
-    assert budget.is_too_late(1, share=0.5)
     budget.record_job(0, 99.0)
     assert budget.is_too_late(6)
+
+
+def test_a_trial_leaves_twice_the_predicted_time_of_later_stages_but_at_most_two_fifths_of_the_limit() -> None:
+    clock = [0.0]
+    budget = TimeBudget(100.0, lambda: clock[0])
+    assert not budget.is_too_late(1, later_epochs=1000)
+    budget.record_job(1, 1.0)
+    clock[0] = 79.0
+    assert not budget.is_too_late(1, later_epochs=10)
+    assert budget.is_too_late(1, later_epochs=11)
+    clock[0] = 59.0
+    assert not budget.is_too_late(1, later_epochs=1000)
+    assert budget.is_too_late(2, later_epochs=1000)
 
 
 def test_work_that_would_barely_end_in_time_must_start_now() -> None:

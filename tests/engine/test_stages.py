@@ -53,6 +53,16 @@ def test_no_refinement_runs_while_architectures_are_trained() -> None:
     assert select_and_start(refinement) is None
 
 
+def test_the_later_stages_count_their_epochs_and_one_for_each_step_that_trains_nothing() -> None:
+    cut, recovered = (Part.of("structured", pruning_ratio=0.5, recovery_epochs=epochs) for epochs in (0, 7))
+    trained = Part.of("qat", weight_bits=4, epochs=3)
+    grid = [
+        CompressionRecipe(prune, quantize) for prune in (None, cut, recovered) for quantize in (None, EIGHT, trained)
+    ]
+    refinement = SequentialRefinement(grid, 0.02, lambda candidate: np.zeros(2), score, 1)
+    assert refinement.later_epochs == 1 + 7 + 1 + 3
+
+
 def test_the_cheapest_that_loses_little_is_pruned_and_then_quantized() -> None:
     refinement = make_stages()
     for width, accuracy in ((32, 0.95), (16, 0.94), (8, 0.90)):
