@@ -28,6 +28,8 @@ from autocompress.backends.base import Backend, TrialLimits
 from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.duplicates import remove_duplicates
+from autocompress.core.example_scores import ExampleScores
+from autocompress.core.formatting import format_value, is_finite, is_share, label_column
 from autocompress.core.heads import as_head
 from autocompress.core.latency_model import LATENCY, LatencyModel
 from autocompress.core.records import Candidate, CompressionRecipe, Job, Role, TrialResult
@@ -803,9 +805,10 @@ def _trial_limits(search: SearchSection) -> TrialLimits:
 PLAIN = (Part("none"),)
 # Share of the time budget that the baseline without distillation may add to it.
 BASELINE_TIME_SHARE = 0.1
-# Gap of a teacher's accuracy between validation and test that counts as a leak: at least two points, and at least four
-# standard errors.
+# Gap of a teacher's score between validation and test that counts as a leak: at least two points of a share, or a
+# twentieth of any other score, and at least four standard errors.
 LEAK_GAP = 0.02
+RELATIVE_LEAK_GAP = 0.05
 LEAK_STANDARD_ERRORS = 4.0
 
 
@@ -872,23 +875,35 @@ def detect_validation_leak(info: RunInfo) -> str:
     """Return a notice where the teacher scores so much better on validation than on test that it has seen the former.
 
     It is common for models that users bring, and makes every candidate seem to lose more than it does. Without such a
-    gap, or without an accuracy on both splits, the result is empty.
+    gap in the first score, or without the scores of single examples on both splits, the result is empty.
     """
     _, score = primary_objectives(info.objectives)
-    before, after = info.teacher.score(score.name), info.teacher.scores.get("test", {}).get(score.name)
-    if score.name != "accuracy" or before is None or after is None:
+    validation, test = (_estimate_score(info.teacher, score, split) for split in ("select_val", "test"))
+    if validation is None or test is None:
         return ""
-    validation, test = info.splits["select_val"], info.splits["test"]
-    both = (before * validation + after * test) / (validation + test)
-    # Standard error of the difference of two proportions, pooled.
-    error = math.sqrt(both * (1 - both) * (1 / validation + 1 / test))
-    if before - after < max(LEAK_GAP, LEAK_STANDARD_ERRORS * error):
+    (before, _), (after, _) = validation, test
+    gap = before - after if score.is_maximized else after - before
+    # Standard error of the difference of two means of different examples.
+    error = math.hypot(validation[1], test[1])
+    least = LEAK_GAP if is_share(score) else RELATIVE_LEAK_GAP * abs(after)
+    if gap < max(least, LEAK_STANDARD_ERRORS * error):
         return ""
     return (
-        f"the teacher's {score.name} is {before:.1%} on the validation split and {after:.1%} on the test split: it has "
-        "probably been trained on the validation data, so every candidate seems to lose more than it does; give data "
-        "that it has not seen as val: a folder val beside train and test, or autocompress.Tensors(..., val=...)"
+        f"the teacher's {label_column(score.name)} is {format_value(before, score)} on the validation split and "
+        f"{format_value(after, score)} on the test split: unless the test data are of another kind or a later time, it "
+        "has probably been trained on the validation data, so every candidate seems to lose more than it does; give "
+        "data that it has not seen as val: a folder val beside train and test, or autocompress.Tensors(..., val=...)"
     )
+
+
+def _estimate_score(teacher: TeacherInfo, score: ObjectiveSpec, split: str) -> tuple[float, float] | None:
+    """Return a score of the teacher and its standard error; None where either was not measured."""
+    value, examples = teacher.score(score.name, split), ExampleScores.unpack(teacher.examples.get(split))
+    if not is_finite(value) or examples is None or len(examples.values) < 2:
+        return None
+    spread = float(examples.values.std(ddof=1))
+    # Bootstrap replicates are scores of the whole split: their spread is the standard error.
+    return value, spread if examples.kind == "replicates" else spread / math.sqrt(examples.examples)
 
 
 def _train_baseline(setup: Setup, minutes: float | None, store: RunStore, ids: list[str]) -> dict[str, str]:

@@ -3,13 +3,15 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from autocompress.backends.base import TrialLimits
 from autocompress.backends.ray import Ray
+from autocompress.core.example_scores import ExampleScores
 from autocompress.core.heads import Custom, Regression
-from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
+from autocompress.core.run_info import Direction, ObjectiveSpec, RunInfo, TeacherInfo
 from autocompress.core.task import Split, Splits
 from autocompress.engine import runner
 from autocompress.engine.runner import (
@@ -169,21 +171,52 @@ def test_missing_graphics_card_is_an_error_with_its_line(line: str) -> None:
 def test_leak_of_the_validation_split_gives_a_notice(
     validation: float, test: float, size: int, is_reported: bool
 ) -> None:
-    teacher = TeacherInfo({"select_val": {"accuracy": validation}, "test": {"accuracy": test}})
-    splits = {"select_val": size, "test": 2 * size}
-    notice = detect_validation_leak(RunInfo(objectives=OBJECTIVES, splits=splits, teacher=teacher))
+    def pack(share: float, examples: int) -> str:
+        return ExampleScores("bits", examples, (np.arange(examples) < share * examples).astype(float)).pack()
+
+    scores = {"select_val": {"accuracy": validation}, "test": {"accuracy": test}}
+    examples = {"select_val": pack(validation, size), "test": pack(test, 2 * size)}
+    notice = detect_validation_leak(RunInfo(objectives=OBJECTIVES, teacher=TeacherInfo(scores, examples=examples)))
     assert bool(notice) == is_reported
     assert not notice or f"{validation:.1%}" in notice
 
 
-def test_no_notice_without_an_accuracy_on_both_splits() -> None:
-    splits = {"select_val": 100, "test": 200}
-    score = ObjectiveSpec("rmse", "minimize", "", "score", (1.0, 0.0))
-    teacher = TeacherInfo({"select_val": {"rmse": 0.2}, "test": {"rmse": 0.9}})
-    info = RunInfo(objectives=(score, OBJECTIVES[1]), splits=splits, teacher=teacher)
-    assert detect_validation_leak(info) == ""
-    unfinished = TeacherInfo({"select_val": {"accuracy": 0.9}})
-    assert detect_validation_leak(RunInfo(objectives=OBJECTIVES, splits=splits, teacher=unfinished)) == ""
+@pytest.mark.parametrize(
+    ("name", "direction", "validation", "test", "error", "is_reported"),
+    [
+        ("rmse", "minimize", 0.80, 0.95, 0.02, True),
+        ("rmse", "minimize", 0.95, 0.80, 0.02, False),
+        # Within four standard errors of the difference.
+        ("rmse", "minimize", 0.80, 0.95, 0.04, False),
+        # A gap beyond chance, but less than a twentieth of the score.
+        ("rmse", "minimize", 0.92, 0.95, 0.001, False),
+        ("mean_iou", "maximize", 0.75, 0.60, 0.01, True),
+        ("mean_iou", "maximize", 0.60, 0.75, 0.01, False),
+        ("ndcg_at_10", "maximize", 0.62, 0.605, 0.001, False),
+    ],
+)
+def test_leak_of_the_validation_split_is_found_by_any_score(
+    name: str, direction: Direction, validation: float, test: float, error: float, is_reported: bool
+) -> None:
+    def pack(value: float) -> str:
+        # Replicates of this standard deviation, as that of plus and minus one is 1.
+        return ExampleScores("replicates", 500, value + error * np.resize([1.0, -1.0], 200)).pack()
+
+    score = ObjectiveSpec(name, direction, "", "score", (1.0, 0.0) if direction == "minimize" else (0.0, 1.0))
+    teacher = TeacherInfo(
+        {"select_val": {name: validation}, "test": {name: test}},
+        examples={"select_val": pack(validation), "test": pack(test)},
+    )
+    notice = detect_validation_leak(RunInfo(objectives=(score, OBJECTIVES[1]), teacher=teacher))
+    assert bool(notice) == is_reported
+
+
+def test_no_leak_is_reported_without_scores_of_examples_on_both_splits() -> None:
+    bits = ExampleScores("bits", 400, np.arange(400) < 380).pack()
+    unfinished = TeacherInfo({"select_val": {"accuracy": 0.95}}, examples={"select_val": bits})
+    assert detect_validation_leak(RunInfo(objectives=OBJECTIVES, teacher=unfinished)) == ""
+    earlier = TeacherInfo({"select_val": {"accuracy": 0.95}, "test": {"accuracy": 0.5}})
+    assert detect_validation_leak(RunInfo(objectives=OBJECTIVES, teacher=earlier)) == ""
 
 
 @pytest.mark.slow
