@@ -102,6 +102,24 @@ def draw_bars(title: str, bars: Sequence[Bar], unit: str) -> str:
     return _frame(title, height, [*parts, axis])
 
 
+def fit_points(points: Sequence[Point], xs: Point, ys: Point) -> Callable[[Point], Point]:
+    """Return the function from a point to its place in a drawing, in which the points fill a rectangle.
+
+    Args:
+        points: Points with a positive ``x``, of which the logarithm is drawn.
+        xs: Places of the smallest and the largest ``x``.
+        ys: Places of the smallest and the largest ``y``.
+    """
+    left, right = (math.log10(bound(x for x, _ in points)) for bound in (min, max))
+    low, high = (bound(y for _, y in points) for bound in (min, max))
+
+    def locate(point: Point) -> Point:
+        x = xs[0] + (xs[1] - xs[0]) * (math.log10(point[0]) - left) / ((right - left) or 1)
+        return x, ys[0] + (ys[1] - ys[0]) * (point[1] - low) / ((high - low) or 1)
+
+    return locate
+
+
 def draw_curves(title: str, curves: Mapping[str, Sequence[Point]], x_title: str, y_title: str) -> str:
     """Return points that are joined by lines, above a logarithmic axis, as an SVG element.
 
@@ -115,11 +133,7 @@ def draw_curves(title: str, curves: Mapping[str, Sequence[Point]], x_title: str,
     left, right = (math.log10(bound(x for x, _ in points)) for bound in (min, max))
     low, high = (bound(y for _, y in points) for bound in (min, max))
     bottom = HEIGHT - BOTTOM
-
-    def locate(point: Point) -> Point:
-        x = LEFT + (WIDTH - LEFT - MARGIN) * (math.log10(point[0]) - left) / ((right - left) or 1)
-        return x, bottom - (bottom - MARGIN) * (point[1] - low) / ((high - low) or 1)
-
+    locate = fit_points(points, (LEFT, WIDTH - MARGIN), (bottom, MARGIN))
     parts = [f'<path class="axis" d="M{LEFT} {MARGIN}V{bottom}H{WIDTH - MARGIN}"/>']
     parts += [
         f'<text x="{LEFT - 8}" y="{locate((1, y))[1] + 4:.1f}" text-anchor="end">{y:.0f}</text>'

@@ -1,10 +1,11 @@
 """The gallery: the front of each sample run, drawn as SVG from its `front.csv`, with a link to its page."""
 
 import csv
-import math
 import re
 from html import escape
 from pathlib import Path
+
+from charts import fit_points
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "reports" / "sample"
@@ -44,20 +45,15 @@ def draw_front(name: str) -> str:
     """Return the front of a sample as an SVG element: score against the logarithm of the cost."""
     front = read_front(name)
     score, _, unit = AXES.get(name, DEFAULT)
-    costs, values = [math.log10(cost) for cost, _ in front], [value for _, value in front]
-    (left, right), (low, high) = (min(costs), max(costs)), (min(values), max(values))
-
-    def locate(cost: float, value: float) -> tuple[float, float]:
-        x = LEFT + (WIDTH - LEFT - MARGIN) * (cost - left) / ((right - left) or 1)
-        y = HEIGHT - BOTTOM - (HEIGHT - BOTTOM - MARGIN) * (value - low) / ((high - low) or 1)
-        return x, y
-
-    points = [locate(cost, value) for cost, value in zip(costs, values, strict=True)]
+    values = [value for _, value in front]
+    low, high = min(values), max(values)
+    locate = fit_points(front, (LEFT, WIDTH - MARGIN), (HEIGHT - BOTTOM, MARGIN))
+    points = [locate(point) for point in front]
     # A front is a staircase: a score is reached from its cost on.
     steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in points[1:])
     ends = (f"{high:.3g}", MARGIN + 4), (f"{low:.3g}", HEIGHT - BOTTOM)
     labels = "".join(f'<text x="{LEFT - 8}" y="{y}" text-anchor="end">{text}</text>' for text, y in ends)
-    cheapest, dearest = f"{10**left:,.0f}", f"{10**right:,.0f} {unit}"
+    cheapest, dearest = f"{front[0][0]:,.0f}", f"{front[-1][0]:,.0f} {unit}"
     labels += f'<text x="{LEFT}" y="{HEIGHT - 10}">{cheapest}</text>'
     labels += f'<text x="{WIDTH - MARGIN}" y="{HEIGHT - 10}" text-anchor="end">{dearest}</text>'
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in points)
