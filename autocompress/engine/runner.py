@@ -878,13 +878,13 @@ def detect_validation_leak(info: RunInfo) -> str:
     gap in the first score, or without the scores of single examples on both splits, the result is empty.
     """
     _, score = primary_objectives(info.objectives)
-    validation, test = (_estimate_score(info.teacher, score, split) for split in ("select_val", "test"))
-    if validation is None or test is None:
+    teacher = info.teacher
+    before, after = (teacher.score(score.name, split) for split in ("select_val", "test"))
+    validation, test = (ExampleScores.unpack(teacher.examples.get(split)) for split in ("select_val", "test"))
+    if not is_finite(before) or not is_finite(after) or validation is None or test is None:
         return ""
-    (before, _), (after, _) = validation, test
     gap = before - after if score.is_maximized else after - before
-    # Standard error of the difference of two means of different examples.
-    error = math.hypot(validation[1], test[1])
+    error = _pool_standard_error(validation, test)
     least = LEAK_GAP if is_share(score) else RELATIVE_LEAK_GAP * abs(after)
     if gap < max(least, LEAK_STANDARD_ERRORS * error):
         return ""
@@ -896,14 +896,18 @@ def detect_validation_leak(info: RunInfo) -> str:
     )
 
 
-def _estimate_score(teacher: TeacherInfo, score: ObjectiveSpec, split: str) -> tuple[float, float] | None:
-    """Return a score of the teacher and its standard error; None where either was not measured."""
-    value, examples = teacher.score(score.name, split), ExampleScores.unpack(teacher.examples.get(split))
-    if not is_finite(value) or examples is None or len(examples.values) < 2:
-        return None
-    spread = float(examples.values.std(ddof=1))
-    # Bootstrap replicates are scores of the whole split: their spread is the standard error.
-    return value, spread if examples.kind == "replicates" else spread / math.sqrt(examples.examples)
+def _pool_standard_error(one: ExampleScores, other: ExampleScores) -> float:
+    """Return the standard error of the difference between two scores on different examples, which are equally spread.
+
+    The spread is pooled, because a small split on which every example has the same score shows none.
+    """
+    squares = 0.0
+    for scores in (one, other):
+        variance = float(scores.values.var())
+        # Bootstrap replicates are scores of the whole split, which vary less than those of single examples.
+        squares += scores.examples * variance * (scores.examples if scores.kind == "replicates" else 1)
+    pooled = squares / (one.examples + other.examples)
+    return math.sqrt(pooled * (1 / one.examples + 1 / other.examples))
 
 
 def _train_baseline(setup: Setup, minutes: float | None, store: RunStore, ids: list[str]) -> dict[str, str]:

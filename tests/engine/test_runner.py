@@ -165,6 +165,8 @@ def test_missing_graphics_card_is_an_error_with_its_line(line: str) -> None:
         (0.89, 0.877, 2500, False),
         # Large, but so few examples that it may be chance.
         (0.925, 0.877, 100, False),
+        # All of so few are right, so they show no spread.
+        (1.0, 0.877, 12, False),
         (0.80, 0.877, 2500, False),
     ],
 )
@@ -175,7 +177,7 @@ def test_leak_of_the_validation_split_gives_a_notice(
         return ExampleScores("bits", examples, (np.arange(examples) < share * examples).astype(float)).pack()
 
     scores = {"select_val": {"accuracy": validation}, "test": {"accuracy": test}}
-    examples = {"select_val": pack(validation, size), "test": pack(test, 2 * size)}
+    examples = {"select_val": pack(validation, size), "test": pack(test, 5000)}
     notice = detect_validation_leak(RunInfo(objectives=OBJECTIVES, teacher=TeacherInfo(scores, examples=examples)))
     assert bool(notice) == is_reported
     assert not notice or f"{validation:.1%}" in notice
