@@ -30,7 +30,6 @@ def compute_regret(sampler: str) -> dict[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-@pytest.mark.timeout(240)
 def test_the_surrogate_comes_close_to_the_true_front_and_tpe_closer_than_chance() -> None:
     regrets = {sampler: compute_regret(sampler) for sampler in ("surrogate", "tpe", "random")}
     print(regrets)
