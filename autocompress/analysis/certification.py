@@ -117,8 +117,8 @@ class PairedLoss:
         if self.observed >= margin - _SLACK:
             return None
         if self.kind != "bits":
-            scale = 1.0 if self.kind == "shares" else math.sqrt(self.examples)
-            spread = float(self.losses.std()) * scale * NormalDist().inv_cdf(confidence)
+            deviation = ExampleScores(self.kind, self.examples, self.losses).deviation
+            spread = deviation * NormalDist().inv_cdf(confidence)
             return max(math.ceil((spread / (margin - self.observed)) ** 2), 2)
         shares = [count / self.examples for count in self._count_differences()]
 

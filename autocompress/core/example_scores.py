@@ -4,6 +4,7 @@ Paired comparisons read them: two models are compared on the same examples, or o
 """
 
 import base64
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -28,6 +29,18 @@ class ExampleScores:
     kind: Kind
     examples: int
     values: NDArray[np.float64]
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the score of one example.
+
+        Bootstrap replicates are scores of the whole split, which vary less by the root of its number of examples.
+
+        Example:
+            >>> ExampleScores("bits", 4, np.array([1.0, 1.0, 0.0, 0.0])).deviation
+            0.5
+        """
+        return float(self.values.std()) * (math.sqrt(self.examples) if self.kind == "replicates" else 1.0)
 
     def pack(self) -> str:
         """Return the scores as text: bits are packed, other values have single precision.

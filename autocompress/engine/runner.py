@@ -901,12 +901,7 @@ def _pool_standard_error(one: ExampleScores, other: ExampleScores) -> float:
 
     The spread is pooled, because a small split on which every example has the same score shows none.
     """
-    squares = 0.0
-    for scores in (one, other):
-        variance = float(scores.values.var())
-        # Bootstrap replicates are scores of the whole split, which vary less than those of single examples.
-        squares += scores.examples * variance * (scores.examples if scores.kind == "replicates" else 1)
-    pooled = squares / (one.examples + other.examples)
+    pooled = sum(scores.examples * scores.deviation**2 for scores in (one, other)) / (one.examples + other.examples)
     return math.sqrt(pooled * (1 / one.examples + 1 / other.examples))
 
 

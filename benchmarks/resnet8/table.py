@@ -176,15 +176,13 @@ def _format_savings(groups: Mapping[str, Points]) -> list[str]:
         ]
         for loss in (0.0, 0.5, 1.0, 2.0) if pairs else ():
             sizes = [find_size(points, reference["test"] - loss / 100) for points, reference in pairs]
-            found = [size for size in sizes if size is not None]
             saved = [
                 100 * (1 - size / reference["kilobytes"])
                 for size, (_, reference) in zip(sizes, pairs, strict=True)
                 if size is not None
             ]
-            missing = f", none in {len(sizes) - len(found)}" if len(found) < len(sizes) else ""
-            cells = (_format_mean(found, 1) + missing, f"{_format_mean(saved, 1)}%") if found else ("none", "–")
-            lines.append(f"| {TITLES[way]} | {len(pairs)} | {loss:g} | {cells[0]} | {cells[1]} |")
+            share = f"{_format_mean(saved, 1)}%" if saved else "–"
+            lines.append(f"| {TITLES[way]} | {len(pairs)} | {loss:g} | {_format_sizes(sizes)} | {share} |")
     return [*lines, ""]
 
 
@@ -205,10 +203,8 @@ def _format_published(groups: Mapping[str, Points]) -> list[str]:
         for way in ("joint", "plinio"):
             loss = (PUBLISHED_FLOAT - accuracy) / 100
             sizes = [find_size(row["points"], _reference_accuracy(groups, row["seed"]) - loss) for row in groups[way]]
-            found = [size for size in sizes if size is not None]
-            missing = f", none in {len(sizes) - len(found)}" if len(found) < len(sizes) else ""
-            ratio = _format_mean([size / kilobytes for size in found], 2) if found else "–"
-            cells += [_format_mean(found, 1) + missing, ratio] if found else ["none", "–"]
+            ratios = [size / kilobytes for size in sizes if size is not None]
+            cells += [_format_sizes(sizes), _format_mean(ratios, 2) if ratios else "–"]
         lines.append(f"| {' | '.join(cells)} |")
     others = "; ".join(
         f"{name} {', '.join(f'{size} kB {accuracy}%' for size, accuracy in PUBLISHED[name])}"
@@ -220,6 +216,15 @@ def _format_published(groups: Mapping[str, Points]) -> list[str]:
 def _format_mean(values: Sequence[float], digits: int) -> str:
     """Return the mean, with its standard error where there is one."""
     return format_mean(values, digits) if len(values) > 1 else f"{values[0]:.{digits}f}"
+
+
+def _format_sizes(sizes: Sequence[float | None]) -> str:
+    """Return the mean of the sizes of the seeds, and in how many of them no model qualifies."""
+    found = [size for size in sizes if size is not None]
+    if not found:
+        return "none"
+    missing = f", none in {len(sizes) - len(found)}" if len(found) < len(sizes) else ""
+    return _format_mean(found, 1) + missing
 
 
 def _own_points(groups: Mapping[str, Points], row: Mapping[str, Any]) -> Points:

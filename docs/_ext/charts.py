@@ -102,22 +102,31 @@ def draw_bars(title: str, bars: Sequence[Bar], unit: str) -> str:
     return _frame(title, height, [*parts, axis])
 
 
-def fit_points(points: Sequence[Point], xs: Point, ys: Point) -> Callable[[Point], Point]:
-    """Return the function from a point to its place in a drawing, in which the points fill a rectangle.
+class Plane:
+    """A rectangle of a drawing that some points fill, above a logarithmic axis.
 
-    Args:
-        points: Points with a positive ``x``, of which the logarithm is drawn.
-        xs: Places of the smallest and the largest ``x``.
-        ys: Places of the smallest and the largest ``y``.
+    Attributes:
+        left, right: Logarithms to base 10 of the smallest and the largest ``x``.
+        low, high: The smallest and the largest ``y``.
     """
-    left, right = (math.log10(bound(x for x, _ in points)) for bound in (min, max))
-    low, high = (bound(y for _, y in points) for bound in (min, max))
 
-    def locate(point: Point) -> Point:
-        x = xs[0] + (xs[1] - xs[0]) * (math.log10(point[0]) - left) / ((right - left) or 1)
-        return x, ys[0] + (ys[1] - ys[0]) * (point[1] - low) / ((high - low) or 1)
+    def __init__(self, points: Sequence[Point], xs: Point, ys: Point) -> None:
+        """Find the bounds of the points.
 
-    return locate
+        Args:
+            points: Points with a positive ``x``.
+            xs: Places of the smallest and the largest ``x`` in the drawing.
+            ys: Places of the smallest and the largest ``y``.
+        """
+        self.left, self.right = (math.log10(bound(x for x, _ in points)) for bound in (min, max))
+        self.low, self.high = (bound(y for _, y in points) for bound in (min, max))
+        self._xs, self._ys = xs, ys
+
+    def locate(self, point: Point) -> Point:
+        """Return the place of a point in the drawing."""
+        x = (math.log10(point[0]) - self.left) / ((self.right - self.left) or 1)
+        y = (point[1] - self.low) / ((self.high - self.low) or 1)
+        return self._xs[0] + (self._xs[1] - self._xs[0]) * x, self._ys[0] + (self._ys[1] - self._ys[0]) * y
 
 
 def draw_curves(title: str, curves: Mapping[str, Sequence[Point]], x_title: str, y_title: str) -> str:
@@ -130,24 +139,22 @@ def draw_curves(title: str, curves: Mapping[str, Sequence[Point]], x_title: str,
         y_title: Title of the other axis.
     """
     points = [point for curve in curves.values() for point in curve]
-    left, right = (math.log10(bound(x for x, _ in points)) for bound in (min, max))
-    low, high = (bound(y for _, y in points) for bound in (min, max))
     bottom = HEIGHT - BOTTOM
-    locate = fit_points(points, (LEFT, WIDTH - MARGIN), (bottom, MARGIN))
+    plane = Plane(points, (LEFT, WIDTH - MARGIN), (bottom, MARGIN))
     parts = [f'<path class="axis" d="M{LEFT} {MARGIN}V{bottom}H{WIDTH - MARGIN}"/>']
     parts += [
-        f'<text x="{LEFT - 8}" y="{locate((1, y))[1] + 4:.1f}" text-anchor="end">{y:.0f}</text>'
-        for y in (low, (low + high) / 2, high)
+        f'<text x="{LEFT - 8}" y="{plane.locate((1, y))[1] + 4:.1f}" text-anchor="end">{y:.0f}</text>'
+        for y in (plane.low, (plane.low + plane.high) / 2, plane.high)
     ]
-    for power in range(math.ceil(left), math.floor(right) + 1):
-        x = locate((10**power, low))[0]
+    for power in range(math.ceil(plane.left), math.floor(plane.right) + 1):
+        x = plane.locate((10**power, plane.low))[0]
         parts.append(f'<path class="axis" d="M{x:.1f} {bottom}v5"/>')
         parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{10**power:,g}</text>')
     parts.append(f'<text x="{LEFT}" y="{HEIGHT - 4}">{escape(y_title)}</text>')
     parts.append(f'<text x="{WIDTH - MARGIN}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_title)}</text>')
     for number, (name, curve) in enumerate(curves.items()):
         color = COLORS[number % len(COLORS)]
-        places = [locate(point) for point in curve]
+        places = [plane.locate(point) for point in curve]
         line = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
         dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in places)
         parts.append(f'<g fill="{color}"><path d="M{line}" fill="none" stroke="{color}"/>{dots}')

@@ -5,7 +5,7 @@ import re
 from html import escape
 from pathlib import Path
 
-from charts import fit_points
+from charts import Plane
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "reports" / "sample"
@@ -45,13 +45,11 @@ def draw_front(name: str) -> str:
     """Return the front of a sample as an SVG element: score against the logarithm of the cost."""
     front = read_front(name)
     score, _, unit = AXES.get(name, DEFAULT)
-    values = [value for _, value in front]
-    low, high = min(values), max(values)
-    locate = fit_points(front, (LEFT, WIDTH - MARGIN), (HEIGHT - BOTTOM, MARGIN))
-    points = [locate(point) for point in front]
+    plane = Plane(front, (LEFT, WIDTH - MARGIN), (HEIGHT - BOTTOM, MARGIN))
+    points = [plane.locate(point) for point in front]
     # A front is a staircase: a score is reached from its cost on.
     steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in points[1:])
-    ends = (f"{high:.3g}", MARGIN + 4), (f"{low:.3g}", HEIGHT - BOTTOM)
+    ends = (f"{plane.high:.3g}", MARGIN + 4), (f"{plane.low:.3g}", HEIGHT - BOTTOM)
     labels = "".join(f'<text x="{LEFT - 8}" y="{y}" text-anchor="end">{text}</text>' for text, y in ends)
     cheapest, dearest = f"{front[0][0]:,.0f}", f"{front[-1][0]:,.0f} {unit}"
     labels += f'<text x="{LEFT}" y="{HEIGHT - 10}">{cheapest}</text>'

