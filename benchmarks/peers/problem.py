@@ -108,8 +108,10 @@ def export_onnx(model: nn.Module, problem: Problem) -> bytes:
     """Return the ONNX file of a module, for any number of examples."""
     example = problem.example.repeat(2, *[1] * (problem.example.dim() - 1))
     batch = torch.export.Dim("batch")
+    # Apart, because the method of an exported program returns nothing.
+    model.eval()
     program = torch.onnx.export(
-        model.eval(), (example,), dynamo=True, dynamic_shapes=({0: batch},), opset_version=OPSET, verbose=False
+        model, (example,), dynamo=True, dynamic_shapes=({0: batch},), opset_version=OPSET, verbose=False
     )
     assert program is not None
     return bytes(program.model_proto.SerializeToString())

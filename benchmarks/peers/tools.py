@@ -74,6 +74,23 @@ def run_nncf(problem: Problem) -> Iterator[MadeModel]:
         yield MadeModel(str(preset.value), bytes(quantized.SerializeToString()))
 
 
+def run_neural_compressor(problem: Problem) -> Iterator[MadeModel]:
+    """Neural Compressor: static post-training quantization of the exported program to 8 bits."""
+    from neural_compressor.torch.export import export
+    from neural_compressor.torch.quantization import convert, get_default_static_config, prepare
+    from torchao.quantization.pt2e import allow_exported_model_train_eval
+
+    example = (problem.train.inputs[:2],)
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = export(copy.deepcopy(problem.teacher), example, dynamic_shapes=shapes)
+    prepared = prepare(program, get_default_static_config(), example_inputs=example)
+    for part in problem.train.inputs[:CALIBRATION].split(64):
+        prepared(part)
+    model = convert(prepared)
+    allow_exported_model_train_eval(model)
+    yield MadeModel("static int8", _fold_constants(export_onnx(model, problem)))
+
+
 def run_fastnas(problem: Problem) -> Iterator[MadeModel]:
     """FastNAS of NVIDIA Model Optimizer: a subnet of the teacher under a limit of FLOPs, then fine-tuning."""
     import modelopt.torch.prune as mtp
@@ -226,6 +243,19 @@ def _quantize_static(content: bytes, problem: Problem, settings: str) -> Iterato
             yield MadeModel(f"{settings} {method.name}".strip(), out.read_bytes())
 
 
+def _fold_constants(content: bytes) -> bytes:
+    """Return an ONNX file in which what depends on constants alone is computed, such as quantized weights."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "folded.onnx"
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(file)
+        onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return file.read_bytes()
+
+
 def seed_everything(seed: int) -> None:
     """Seed the generators that tools use."""
     random.seed(seed)
@@ -240,6 +270,7 @@ TOOLS: dict[str, Tool] = {
     "Torch-Pruning, onnxruntime int8": run_torch_pruning_onnxruntime,
     "onnxruntime int8": run_onnxruntime,
     "NNCF": run_nncf,
+    "Neural Compressor": run_neural_compressor,
     "FastNAS": run_fastnas,
     "torchao": run_torchao,
 }
