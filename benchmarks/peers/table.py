@@ -21,6 +21,8 @@ WRITTEN: dict[str, tuple[Callable[..., Any] | type, ...]] = {
     ),
     "onnxruntime int8": (tools.run_onnxruntime, tools._quantize_static),
     "NNCF": (tools.run_nncf,),
+    "Neural Compressor": (tools.run_neural_compressor, tools._fold_constants),
+    "Olive": (tools.run_olive, tools.Examples),
     "FastNAS": (tools.run_fastnas, problem.fine_tune),
     "torchao": (tools.run_torchao,),
 }

@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from benchmarks.peers.problem import MadeModel, Problem, export_onnx, fine_tune, make_predictor, score
+from benchmarks.peers.problem import MadeModel, Problem, Split, export_onnx, fine_tune, make_predictor, score
 
 Tool = Callable[[Problem], Iterator[MadeModel]]
 EPOCHS = 20
@@ -89,6 +89,80 @@ def run_neural_compressor(problem: Problem) -> Iterator[MadeModel]:
     model = convert(prepared)
     allow_exported_model_train_eval(model)
     yield MadeModel("static int8", _fold_constants(export_onnx(model, problem)))
+
+
+class Examples(torch.utils.data.Dataset[tuple[dict[str, Tensor], int]]):
+    """The examples of a split as Olive reads them: inputs by name, and the class."""
+
+    def __init__(self, split: Split, name: str, limit: int | None = None) -> None:
+        self.split, self.name, self.limit = split, name, limit
+
+    def __len__(self) -> int:
+        return len(self.split.inputs[: self.limit])
+
+    def __getitem__(self, row: int) -> tuple[dict[str, Tensor], int]:
+        return {self.name: self.split.inputs[row]}, int(self.split.classes[row])
+
+
+def run_olive(problem: Problem) -> Iterator[MadeModel]:
+    """Olive: its search over the settings of onnxruntime's static quantization, by accuracy and latency."""
+    import olive
+    from olive.data.registry import Registry
+
+    content = export_onnx(problem.teacher, problem)
+    name = onnx.load_from_string(content).graph.input[0].name
+    classes = int(problem.train.classes.max()) + 1
+    splits = {"train_data": Examples(problem.train, name, CALIBRATION), "val_data": Examples(problem.val, name)}
+    for key, examples in splits.items():
+        Registry.register_dataset(key)(lambda *_, examples=examples, **__: examples)
+    Registry.register_post_process("top_class")(lambda outputs, **_: outputs.argmax(1))
+    data = [
+        {
+            "name": key,
+            "load_dataset_config": {"type": key},
+            "pre_process_data_config": {"type": "skip_pre_process"},
+            "post_process_data_config": {"type": "top_class"},
+            "dataloader_config": {"batch_size": 1},
+        }
+        for key in splits
+    ]
+    task = {"task": "multiclass", "num_classes": classes}
+    accuracy = {"name": "accuracy_score", "priority": 1, "higher_is_better": True, "metric_config": task}
+    latency = {"name": "avg", "priority": 2}
+    metrics = [
+        {"name": "accuracy", "type": "accuracy", "data_config": "val_data", "sub_types": [accuracy]},
+        {"name": "latency", "type": "latency", "data_config": "val_data", "sub_types": [latency]},
+    ]
+    searched = dict.fromkeys(
+        ("per_channel", "calibrate_method", "reduce_range", "activation_type"), "SEARCHABLE_VALUES"
+    )
+    quantization = {"type": "OnnxStaticQuantization", "data_config": "train_data", "quant_format": "QDQ", **searched}
+    device = {"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source.onnx"
+        source.write_bytes(content)
+        config = {
+            "input_model": {"type": "ONNXModel", "model_path": str(source)},
+            "systems": {"local": {"type": "LocalSystem", "accelerators": [device]}},
+            "data_configs": data,
+            # Without its type, version 0.13 fails with an AttributeError.
+            "evaluators": {"both": {"type": "OnnxEvaluator", "metrics": metrics}},
+            "passes": {"quantization": quantization},
+            "search_strategy": {
+                "execution_order": "joint",
+                "sampler": "tpe",
+                "seed": problem.seed,
+                "max_samples": 1000,
+                "max_time": int(problem.seconds),
+            },
+            "host": "local",
+            "target": "local",
+            "evaluator": "both",
+            "output_dir": f"{folder}/out",
+            "cache_dir": f"{folder}/cache",
+        }
+        for number, model in enumerate(olive.run(config, tempdir=folder).get_output_models()):
+            yield MadeModel(f"model {number}", Path(model.model_path).read_bytes())
 
 
 def run_fastnas(problem: Problem) -> Iterator[MadeModel]:
@@ -271,6 +345,7 @@ TOOLS: dict[str, Tool] = {
     "onnxruntime int8": run_onnxruntime,
     "NNCF": run_nncf,
     "Neural Compressor": run_neural_compressor,
+    "Olive": run_olive,
     "FastNAS": run_fastnas,
     "torchao": run_torchao,
 }
