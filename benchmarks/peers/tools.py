@@ -206,12 +206,18 @@ def run_torchao(problem: Problem) -> Iterator[MadeModel]:
 
 
 class SmallNetwork(nn.Module):
-    """The student of the hand-written script: convolutions with batch norm, global mean, a linear layer."""
+    """The student of the hand-written script: convolutions with batch norm, global mean, a linear layer.
 
-    def __init__(self, channels: int, width: int, depth: int, stride: int, classes: int, dims: int) -> None:
+    Before them, tokens are embedded.
+    """
+
+    def __init__(self, inputs: Tensor, width: int, depth: int, stride: int, classes: int) -> None:
         super().__init__()
-        conv: Any = nn.Conv2d if dims == 2 else nn.Conv1d
-        norm: Any = nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d
+        is_text = not inputs.is_floating_point()
+        conv: Any = nn.Conv2d if inputs.dim() == 4 else nn.Conv1d
+        norm: Any = nn.BatchNorm2d if inputs.dim() == 4 else nn.BatchNorm1d
+        self.table = nn.Embedding(int(inputs.max()) + 1, width) if is_text else None
+        channels = width if is_text else inputs.shape[1]
         layers: list[nn.Module] = []
         for at in range(depth):
             outputs = width * 2 ** (at // 2)
@@ -222,7 +228,8 @@ class SmallNetwork(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits, ``[N, C]``."""
-        return torch.as_tensor(self.head(self.body(inputs).flatten(2).mean(2)))
+        values = inputs if self.table is None else self.table(inputs).transpose(1, 2)
+        return torch.as_tensor(self.head(self.body(values).flatten(2).mean(2)))
 
 
 def run_optuna_script(problem: Problem) -> Iterator[MadeModel]:
@@ -233,19 +240,17 @@ def run_optuna_script(problem: Problem) -> Iterator[MadeModel]:
     study = optuna.create_study(
         directions=["maximize", "minimize"], sampler=optuna.samplers.TPESampler(seed=problem.seed, multivariate=True)
     )
-    shape = problem.example.shape
     classes = int(problem.train.classes.max()) + 1
     files: dict[int, bytes] = {}
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         torch.manual_seed(problem.seed + trial.number)
         student = SmallNetwork(
-            shape[1],
+            problem.train.inputs,
             trial.suggest_int("width", 4, 48, log=True),
             trial.suggest_int("depth", 1, 5),
             trial.suggest_int("stride", 1, 2),
             classes,
-            len(shape) - 2,
         )
         rate = trial.suggest_float("learning_rate", 1e-3, 3e-2, log=True)
         model = fine_tune(student, problem, trial.suggest_int("epochs", 10, 40), rate)
