@@ -1,5 +1,8 @@
 """The benchmark of other tools: costs of an ONNX file, comparison at equal cost, rows of tools that fail."""
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -8,7 +11,8 @@ from autocompress.core.method import Context
 from autocompress.core.registry import QUANTIZE
 from autocompress.export.onnx import export_float, export_quantized
 from benchmarks.peers.graph_costs import count_effective_flops
-from benchmarks.peers.table import compare_at_cost, count_lines, format_page
+from benchmarks.peers.table import WRITTEN, compare_at_cost, count_lines, format_page
+from benchmarks.peers.tools import TOOLS, SmallNetwork, _fold_constants
 
 
 class Network(nn.Module):
@@ -83,3 +87,36 @@ def test_a_tool_that_failed_is_a_row_with_its_reason() -> None:
     lines = format_page(rows, "Title.\n\nWhat is measured.").splitlines()
     assert next(line for line in lines if line.startswith("| FastNAS")).endswith("| ImportError: no / modelopt |")
     assert "| - | - | - | - |" in next(line for line in lines if line.startswith("| FastNAS"))
+
+
+def test_the_lines_of_every_tool_are_counted() -> None:
+    assert set(WRITTEN) == set(TOOLS)
+
+
+@pytest.mark.parametrize("inputs", [torch.randn(2, 1, 8, 8), torch.randn(2, 1, 40), torch.randint(0, 50, (2, 16))])
+def test_the_network_of_the_script_takes_images_series_and_tokens(inputs: torch.Tensor) -> None:
+    assert SmallNetwork(inputs, width=8, depth=3, stride=2, classes=5)(inputs).shape == (2, 5)
+
+
+def test_a_file_with_folded_constants_stores_integers_and_computes_the_same() -> None:
+    graph = onnx.parser.parse_graph(
+        """peer (float[N, 64] x) => (float[N, 64] y)
+        <float[64, 64] weight, float scale = {0.01}, int8 zero = {0}>
+        {
+            integers = QuantizeLinear(weight, scale, zero)
+            decoded = DequantizeLinear(integers, scale, zero)
+            y = MatMul(x, decoded)
+        }"""
+    )
+    random = np.random.default_rng(0)
+    graph.initializer.append(onnx.numpy_helper.from_array(random.normal(0, 0.1, (64, 64)).astype(np.float32), "weight"))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    content = model.SerializeToString()
+    folded = _fold_constants(content)
+    assert len(folded) < len(content) / 3
+    inputs = {"x": random.normal(size=(3, 64)).astype(np.float32)}
+    first, second = (
+        onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).run(None, inputs)[0]
+        for file in (content, folded)
+    )
+    np.testing.assert_allclose(first, second, rtol=1e-6)
