@@ -8,7 +8,8 @@ one after the other on one machine, in an order that rotates with the seed.
 
 Runs are stored, so that more seeds can be added later. A contender that never reaches the hypervolume counts with its
 whole time, which overstates its ratio; the table shows how often this happens. The contenders `qLogNEHVI` (Ament et al.
-2023, arXiv:2310.20708) need `pip install optuna-integration botorch`, and run where `--contenders` names them.
+2023, arXiv:2310.20708) need `pip install optuna-integration botorch`, and those of `SMAC3` need `pip install smac`;
+they run where `--contenders` names them.
 """
 
 import statistics
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 PLAIN = "plain TPE"
 OURS = "ours"
 BOTORCH = "qLogNEHVI"
+SMAC = "SMAC3"
 #: Changes of a shipped space by contender.
 CONTENDERS = {
     PLAIN: ("search.mode=sampled",),
@@ -45,6 +47,8 @@ CONTENDERS = {
     "Gaussian process of Optuna with all cuts": ("search.sampler=gp",),
     BOTORCH: ("search.mode=sampled", "search.sampler=gp"),
     f"{BOTORCH} with all cuts": ("search.sampler=gp",),
+    SMAC: ("search.mode=sampled", "search.sampler=gp"),
+    f"{SMAC} with all cuts": ("search.sampler=gp",),
     "halving by accuracy": ("search.promotion=best_score",),
     "ours, no trial stopped": ("search.promotion=always",),
     "ours, no further cuts": ("search.refine=0",),
@@ -97,6 +101,10 @@ def make_proposer(contender: str, seed: int) -> "BaseSampler | None":
     if contender == PLAIN:
         # Optuna's TPE with its defaults; the TPE of a search uses other settings (`engine/sampler/optuna.py`).
         return TPESampler(seed=seed % 2**32)
+    if contender.startswith(SMAC):
+        from benchmarks.smac_sampler import SMACSampler
+
+        return SMACSampler(seed % 2**31)
     if not contender.startswith(BOTORCH):
         return None
     from optuna_integration import BoTorchSampler
@@ -211,7 +219,7 @@ def _format_cell(ratios: list[float], missed: int) -> str:
 def main() -> None:
     """Run the missing searches and print the table."""
     parser = build_parser(__doc__, "reports/benchmarks/time_to_hypervolume.md", 10)
-    default = [name for name in CONTENDERS if not name.startswith(BOTORCH)]
+    default = [name for name in CONTENDERS if not name.startswith((BOTORCH, SMAC))]
     parser.add_argument("--contenders", nargs="+", default=default, choices=list(CONTENDERS))
     arguments = parser.parse_args()
     file = arguments.out.with_suffix(".jsonl")
