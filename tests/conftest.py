@@ -17,12 +17,14 @@ import cloudpickle
 import hypothesis
 import onnx
 import pytest
+import threadpoolctl
 import torch
 from filelock import FileLock
 from hypothesis import HealthCheck
 
 # A worker of the test runner is one of several, and each takes one thread.
 torch.set_num_threads(1)
+threadpoolctl.threadpool_limits(1)
 
 # How long an example takes to draw says something of the machine's load and nothing of the code.
 hypothesis.settings.register_profile(

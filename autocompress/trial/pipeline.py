@@ -24,6 +24,7 @@ from autocompress.core.method import Context, LayerBits, MethodState, Recovery
 from autocompress.core.precisions import UNRESTRICTED, Precisions
 from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, STUDENTS, TASKS
 from autocompress.core.task import Split, Splits, Task, logits_by_head
+from autocompress.core.threads import single_threaded_blas
 from autocompress.core.untrusted import check_tensor_header
 from autocompress.distill.attacks import ATTACKS, predict_under_attacks
 from autocompress.errors import ArtifactError, NothingRemovedError, TrialError
@@ -611,7 +612,7 @@ class TrialPipeline:
 
 @contextmanager
 def reproducible_torch() -> Iterator[None]:
-    """Make results repeatable: torch uses one thread and flushes denormals to zero inside the context.
+    """Make results repeatable: torch and BLAS use one thread, and torch flushes denormals to zero inside the context.
 
     Results differ between numbers of threads, and the threads of several workers would compete for the same cores.
     """
@@ -620,7 +621,8 @@ def reproducible_torch() -> Iterator[None]:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     try:
-        yield
+        with single_threaded_blas():
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.set_flush_denormal(is_flushing)

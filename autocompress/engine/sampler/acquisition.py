@@ -21,6 +21,7 @@ from autocompress.core.config import CompressionConfig, fingerprint
 from autocompress.core.knobs import Leaf
 from autocompress.core.records import Candidate, CompressionRecipe
 from autocompress.core.run_info import ObjectiveSpec
+from autocompress.core.threads import single_threaded_blas
 from autocompress.engine.archive import CostEstimator
 from autocompress.engine.sampler.encoding import Encoding, MutationTrial
 from autocompress.engine.sampler.gaussian_process import (
@@ -328,6 +329,7 @@ class SurrogateSampler:
             # Effects are added to every point alike, so a dominated effect gives a dominated candidate.
             self._median_effects = np.asarray(moocore.filter_dominated(np.stack(medians)))
 
+    @single_threaded_blas()
     def select_trial(
         self,
         front: Vector,
@@ -376,6 +378,7 @@ class SurrogateSampler:
         )
         return selection
 
+    @single_threaded_blas()
     def price_ahead(self, front: Vector, number: int, running: Mapping[int, CompressionConfig]) -> bool:
         """Price one student that the next selection will probably compare, while workers are busy.
 
