@@ -44,20 +44,22 @@ class Bar:
     text: str
 
 
-def read_table(name: str, column: str) -> list[Row]:
+def read_table(name: str, column: str, section: str = "") -> list[Row]:
     """Return the rows of the first table of a benchmark's page that has a column.
 
     Args:
         name: Name of the page, without its ending.
         column: Title of the column.
+        section: Beginning of the heading below which the table is; by default, the whole page is read.
 
     Raises:
         ValueError: No table has that column.
     """
     lines = (BENCHMARKS / f"{name}.md").read_text(encoding="utf-8").splitlines()
+    first = next((at for at, line in enumerate(lines) if line.startswith(f"## {section}")), 0) if section else 0
     for start, line in enumerate(lines):
         titles = _split_cells(line)
-        if column in titles:
+        if start >= first and column in titles:
             end = next((at for at in range(start, len(lines)) if not lines[at].startswith("|")), len(lines))
             return [dict(zip(titles, _split_cells(row), strict=True)) for row in lines[start + 2 : end]]
     raise ValueError(f"{name}.md has no table with a column '{column}'")
@@ -166,17 +168,19 @@ def draw_curves(title: str, curves: Mapping[str, Sequence[Point]], x_title: str,
 
 
 def draw_peers() -> str:
-    """Return how much more accurate autocompress is than each other tool, at equal cost."""
-    rows = read_table("peers", "ours more accurate by, points, at equal bytes")
+    """Return how much more accurate autocompress is than each other tool, at equal cost, on each problem."""
     columns = {
         "bytes": "ours more accurate by, points, at equal bytes",
         "effective FLOPs": "at equal effective FLOPs",
         "measured latency": "at equal latency",
     }
     parts = []
-    for cost, column in columns.items():
-        title = f"autocompress more accurate by, points, at equal {cost}"
-        parts += [f"At equal {cost}:", draw_bars(title, read_bars(rows, column, lambda row: row["tool"]), "points")]
+    for space in ("digits", "mnist1d"):
+        rows = read_table("peers", columns["bytes"], space)
+        for cost, column in columns.items():
+            title = f"autocompress more accurate by, points, at equal {cost} on {space}"
+            bars = read_bars(rows, column, lambda row: row["tool"])
+            parts += [f"On {space}, at equal {cost}:", draw_bars(title, bars, "points")]
     return "\n\n".join(parts)
 
 
@@ -215,7 +219,7 @@ def draw_resnet8() -> str:
 def describe_comparisons() -> str:
     """Return a section for each comparison as Markdown."""
     sections = {
-        "peers": ("Other tools, on digits", "Points of test accuracy by which autocompress is ahead.", draw_peers),
+        "peers": ("Other tools", "Points of test accuracy by which autocompress is ahead.", draw_peers),
         "joint_or_sequential": (
             "Joint against sequential search",
             "Hypervolume on the test split after equal wall-clock time: more is better.",
